@@ -1,0 +1,1 @@
+"""Ostraka: a retrieval-augmented generation mesh whose every answer can be checked."""
