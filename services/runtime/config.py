@@ -239,6 +239,21 @@ _SECTIONS: dict[str, type[Any]] = {
     "generator": GeneratorConfig,
     "shard": ShardConfig,
 }
+_SHARES = frozenset({"sample_ratio", "relevance_min", "recall_target"})
+"""Keys whose values are shares, 0 to 1."""
+_ZERO_ALLOWED = frozenset(
+    {
+        "threads",
+        "search_threads",
+        "temperature",
+        "drain_s",
+        "disk_reserve_bytes",
+        "query_cache_entries",
+        "leg_hedge_ms",
+        "summary_hedge_ms",
+    }
+)
+"""Numbers that may be 0; all others are at least 1."""
 _TABLES: dict[str, type[Any]] = {"nodes": NodeConfig, "collections": CollectionConfig}
 
 
@@ -361,21 +376,13 @@ def _validate(config: Config) -> None:
         section = getattr(config, name)
         for item in fields(section):
             value = getattr(section, item.name)
-            floor = (
-                0 if item.name in ("threads", "search_threads", "temperature", "sample_ratio", "relevance_min") else 1
-            )
-            if item.name in (
-                "drain_s",
-                "disk_reserve_bytes",
-                "query_cache_entries",
-                "leg_hedge_ms",
-                "summary_hedge_ms",
-            ):
-                floor = 0
+            floor = 0 if item.name in _ZERO_ALLOWED else 1
+            if item.name in _SHARES:
+                if not 0 <= value <= 1:
+                    raise ConfigError(f"{name}.{item.name} must be from 0 to 1, not {value}")
+                continue
             if isinstance(value, (int, float)) and not isinstance(value, bool) and value < floor:
                 raise ConfigError(f"{name}.{item.name} must be at least {floor}, not {value}")
-    if config.telemetry.sample_ratio > 1:
-        raise ConfigError("telemetry.sample_ratio must be at most 1")
     if config.generator.backend == "openai" and not config.generator.base_url:
         raise ConfigError("generator.base_url is needed when generator.backend is openai")
     addresses = [node.address for node in config.nodes.values()]
