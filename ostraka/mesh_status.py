@@ -1,0 +1,165 @@
+"""What a mesh says of itself: nodes with their replicas, services, collections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ostraka.results import EmbeddingModel
+from ostraka.v1 import passage_pb2 as passage_pb
+from ostraka.v1 import router_pb2 as router_pb
+from ostraka.v1 import shard_pb2 as shard_pb
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentState:
+    """One immutable part of a replica's index."""
+
+    name: str
+    index_kind: str
+    rows: int
+    rows_live: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaState:
+    """One replica as its node sees it."""
+
+    collection: str
+    shard: int
+    replica: str
+    state: str
+    applied: Mapping[int, tuple[tuple[int, int], ...]]
+    """Write batches applied: source -> inclusive intervals; equal on replicas that agree."""
+    index_epoch: str
+    rows_live: int
+    rows_dead: int
+    documents_live: int
+    delta_rows: int
+    segments: tuple[SegmentState, ...]
+    digest: bytes
+    message: str
+
+    @property
+    def batches_applied(self) -> int:
+        return sum(last - first + 1 for spans in self.applied.values() for first, last in spans)
+
+    @classmethod
+    def from_proto(cls, r: shard_pb.ReplicaState) -> ReplicaState:
+        return cls(
+            collection=r.collection,
+            shard=r.shard,
+            replica=r.replica,
+            state=r.state,
+            applied=_intervals(r.applied),
+            index_epoch=r.index_epoch,
+            rows_live=r.rows_live,
+            rows_dead=r.rows_dead,
+            documents_live=r.documents_live,
+            delta_rows=r.delta_rows,
+            segments=tuple(SegmentState(s.name, s.index_kind, s.rows, s.rows_live, s.bytes) for s in r.segments),
+            digest=r.digest,
+            message=r.message,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """One shard node as the router reaches it; without replicas when it does not answer."""
+
+    node: str
+    address: str
+    reachable: bool
+    error: str
+    replicas: tuple[ReplicaState, ...]
+    resident_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceState:
+    """One stateless server."""
+
+    service: str
+    address: str
+    serving: bool
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionState:
+    """One collection as configured."""
+
+    collection: str
+    shards: int
+    replicas: int
+    read_quorum: int
+    write_quorum: int
+    embedding_model: EmbeddingModel
+    dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class MeshStatus:
+    """The whole mesh through one router."""
+
+    nodes: tuple[NodeState, ...]
+    services: tuple[ServiceState, ...]
+    collections: tuple[CollectionState, ...]
+    version: str
+
+    def replicas(self, collection: str, shard: int) -> tuple[ReplicaState, ...]:
+        """Every reachable replica of one shard."""
+        return tuple(
+            replica
+            for node in self.nodes
+            for replica in node.replicas
+            if (replica.collection, replica.shard) == (collection, shard)
+        )
+
+    def converged(self, collection: str) -> bool:
+        """Every node is reachable and all replicas of each shard have applied the same write batches."""
+        view = next((c for c in self.collections if c.collection == collection), None)
+        if view is None or not all(node.reachable for node in self.nodes):
+            return False
+        for shard in range(view.shards):
+            replicas = self.replicas(collection, shard)
+            if len(replicas) != view.replicas or any(r.applied != replicas[0].applied for r in replicas):
+                return False
+        return True
+
+    @classmethod
+    def from_proto(cls, s: router_pb.StatusResponse) -> MeshStatus:
+        return cls(
+            nodes=tuple(
+                NodeState(
+                    n.node,
+                    n.address,
+                    n.reachable,
+                    n.error,
+                    tuple(map(ReplicaState.from_proto, n.status.replicas)),
+                    n.status.resident_bytes,
+                )
+                for n in s.nodes
+            ),
+            services=tuple(ServiceState(v.service, v.address, v.serving, v.error) for v in s.services),
+            collections=tuple(
+                CollectionState(
+                    c.collection,
+                    c.shards,
+                    c.replicas,
+                    c.read_quorum,
+                    c.write_quorum,
+                    EmbeddingModel(c.embedding_model.id, c.embedding_model.revision),
+                    c.dim,
+                )
+                for c in s.collections
+            ),
+            version=s.version,
+        )
+
+
+def _intervals(applied: passage_pb.GtidSet) -> dict[int, tuple[tuple[int, int], ...]]:
+    return {
+        source.source: tuple(zip(source.bounds[::2], source.bounds[1::2], strict=False)) for source in applied.sources
+    }
