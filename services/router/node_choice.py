@@ -1,0 +1,114 @@
+"""Which node to ask next: what the coordinator remembers of each, and how it spreads its calls. Pure.
+
+Nothing here is needed for correctness: any replica whose view contains what is required answers rightly.
+A wrong guess costs one hedge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+# A node that failed or went silent is tried last for this long, unless it answers anything before. Long
+# enough that a paused node costs few hedges, short enough that a node used only at level ONE comes back.
+SUSPECT_S = 2.0
+# A node whose view lacked what a quorum read required is tried last for this long: about a gossip period,
+# after which it has caught up or is asked once more.
+BEHIND_S = 0.5
+# Hedges allowed per leg sent, and how many may be saved up: a slow cluster is not made slower by its
+# coordinator, while one paused node under a few hundred concurrent calls stays affordable.
+HEDGE_SHARE = 0.1
+HEDGES_SAVED_MAX = 256.0
+
+
+@dataclass(slots=True)
+class _Node:
+    outstanding: int = 0
+    avoided_until_s: float = 0.0
+    last_turn: int = 0
+
+
+class NodeBook:
+    """Per node: calls under way and whether it failed, hung or lagged recently. Time is an argument."""
+
+    def __init__(self, nodes: Iterable[str]) -> None:
+        self._nodes = {node: _Node() for node in nodes}
+        self._turn = 0
+
+    def ranked(self, now_s: float) -> list[str]:
+        """Nodes, best to ask first: not avoided, least under way, longest not chosen."""
+
+        def key(node: str) -> tuple[bool, int, int]:
+            state = self._nodes[node]
+            return state.avoided_until_s > now_s, state.outstanding, state.last_turn
+
+        return sorted(self._nodes, key=key)
+
+    def sent(self, node: str) -> None:
+        """A call to the node began. Every one is followed by `answered`, `failed` or `released`."""
+        state = self._nodes[node]
+        state.outstanding += 1
+        self._turn += 1
+        state.last_turn = self._turn
+
+    def released(self, node: str) -> None:
+        """The call ended in a way that says nothing about the node."""
+        state = self._nodes[node]
+        assert state.outstanding > 0, f"a call to {node} ended that never began"
+        state.outstanding -= 1
+
+    def heard(self, node: str) -> None:
+        """The node answered something, so it is neither dead nor paused."""
+        self._nodes[node].avoided_until_s = 0.0
+
+    def silent(self, node: str, now_s: float) -> None:
+        """The node failed, or was too slow and had to be hedged."""
+        self._avoid(node, now_s + SUSPECT_S)
+
+    def behind(self, node: str, now_s: float) -> None:
+        """The node's view lacked acknowledged writes."""
+        self._avoid(node, now_s + BEHIND_S)
+
+    def avoided(self, node: str, now_s: float) -> bool:
+        return self._nodes[node].avoided_until_s > now_s
+
+    def _avoid(self, node: str, until_s: float) -> None:
+        state = self._nodes[node]
+        state.avoided_until_s = max(state.avoided_until_s, until_s)
+
+
+def assign(candidates: Mapping[int, Sequence[str]], ranked: Sequence[str]) -> dict[str, list[int]]:
+    """Node -> shards, so that few calls are made: the best-ranked node gets every shard it may serve.
+
+    `candidates` lists, per shard, the nodes that may be asked; a shard whose list is empty is left out.
+    """
+    open_shards = {shard: frozenset(nodes) for shard, nodes in candidates.items() if nodes}
+    plan: dict[str, list[int]] = {}
+    for node in ranked:
+        taken = [shard for shard, nodes in open_shards.items() if node in nodes]
+        if taken:
+            plan[node] = taken
+            for shard in taken:
+                del open_shards[shard]
+        if not open_shards:
+            break
+    return plan
+
+
+class HedgeBudget:
+    """A token bucket: each leg earns a share of a hedge, each hedge spends one."""
+
+    def __init__(self, share: float = HEDGE_SHARE, saved_max: float = HEDGES_SAVED_MAX) -> None:
+        self._share = share
+        self._saved_max = saved_max
+        self._saved = saved_max
+
+    def earn(self) -> None:
+        self._saved = min(self._saved_max, self._saved + self._share)
+
+    def spend(self) -> bool:
+        """Whether one more hedge is affordable; if so it is paid for."""
+        if self._saved < 1.0:
+            return False
+        self._saved -= 1.0
+        return True
