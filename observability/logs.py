@@ -130,8 +130,9 @@ def lines_dropped() -> int:
 
 
 def access(method: str, role: str, code: str, duration_ms: float, peer: str) -> None:
-    """The one line of a finished RPC."""
-    _ACCESS.info("rpc", method=method, role=role, code=code, ms=round(duration_ms, 3), peer=peer)
+    """The one line of a finished RPC; health checks come several times a second and are told at debug only."""
+    log = _ACCESS.debug if method.startswith("/grpc.health.") else _ACCESS.info
+    log("rpc", method=method, role=role, code=code, ms=round(duration_ms, 3), peer=peer)
 
 
 def _timestamp() -> str:

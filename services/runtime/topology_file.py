@@ -1,0 +1,232 @@
+"""`topology.json`: which replica ids vote for which shard, and which shard each bucket belongs to.
+
+Written once per collection and never guessed again: a replica's id stands for the data on its disk. Plain data;
+router and shard turn it into quorum members themselves.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from services.runtime.atomic_file import sync_directory, write_atomically
+from services.runtime.config import CollectionConfig, Config, ConfigError
+
+FORMAT = 1
+BUCKETS = 256
+REPLICA_ID_BYTES = 16
+MARKER = "replica.json"
+"""In each replica's directory: whose data it holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Voter:
+    """One replica and the node that holds it."""
+
+    replica_id: str
+    """32 hex digits, random, never used again."""
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTopology:
+    """The voters of one shard and how many must agree."""
+
+    epoch: int
+    voters: tuple[Voter, ...]
+    read_quorum: int
+    write_quorum: int
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionTopology:
+    """The shards of one collection and the bucket table."""
+
+    shards: Mapping[int, ShardTopology]
+    buckets: tuple[int, ...]
+    """BUCKETS entries: bucket -> shard."""
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """The whole record, for the collections that the mesh file declares."""
+
+    collections: Mapping[str, CollectionTopology]
+
+    def replicas_of(self, node: str) -> Iterator[tuple[str, int, Voter]]:
+        """Collection, shard and voter of every replica on `node`."""
+        for collection, topology in self.collections.items():
+            for shard, members in topology.shards.items():
+                for voter in members.voters:
+                    if voter.node == node:
+                        yield collection, shard, voter
+
+
+def load(config: Config) -> Topology:
+    """Read the record. Raises ConfigError when it is missing, damaged, or contradicts the mesh file."""
+    raw = _read(config.topology_path)
+    if raw is None:
+        raise ConfigError(f"{config.topology_path} does not exist; `ostraka up` makes it")
+    missing = sorted(set(config.collections) - set(raw))
+    if missing:
+        raise ConfigError(
+            f"{config.topology_path} lacks collection {missing[0]!r} of {config.path}; `ostraka up` adds it"
+        )
+    return Topology(
+        {name: _checked(config, name, settings, raw[name]) for name, settings in config.collections.items()}
+    )
+
+
+def bootstrap(config: Config) -> Topology:
+    """Make the record, or add collections that are new in the mesh file; keep everything that is there.
+
+    Each replica's directory and marker are durable before the record names them. Safe to call again and from
+    several processes. Raises ConfigError as `load` does.
+    """
+    config.data_dir.mkdir(parents=True, exist_ok=True)
+    with _locked(config.data_dir / "topology.lock"):
+        raw = _read(config.topology_path) or {}
+        new = [name for name in config.collections if name not in raw]
+        if new:
+            seats = sum(len(shard["voters"]) for known in raw.values() for shard in known["shards"].values())
+            for name in new:
+                made = _spread(config.collections[name], tuple(config.nodes), seats)
+                seats += len(made.shards) * config.collections[name].replicas
+                _make_replicas(config, name, made)
+                raw[name] = asdict(made)
+            write_atomically(config.topology_path, _dump({"format": FORMAT, "collections": raw}))
+    return load(config)
+
+
+def replica_problem(config: Config, collection: str, shard: int, voter: Voter) -> str:
+    """Why this replica's directory cannot be served from, "" when it can.
+
+    A directory without its marker lost its disk: it must not come back under the same id, because it would
+    vote as if it still had what it acknowledged.
+    """
+    path = config.replica_dir(voter.node, voter.replica_id) / MARKER
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return f"{path} is missing: the replica lost its disk; a replica never returns under its id"
+    except (OSError, ValueError) as error:
+        return f"{path} cannot be read: {error}"
+    expected = _marker(collection, shard, voter)
+    return "" if found == expected else f"{path} says {found}, expected {expected}"
+
+
+def _spread(settings: CollectionConfig, nodes: tuple[str, ...], first_seat: int) -> CollectionTopology:
+    """New replicas, round robin over the nodes from `first_seat` on; N <= nodes, so a shard's nodes differ."""
+    shards = {}
+    for shard in range(settings.shards):
+        start = first_seat + shard * settings.replicas
+        voters = tuple(
+            Voter(secrets.token_hex(REPLICA_ID_BYTES), nodes[(start + place) % len(nodes)])
+            for place in range(settings.replicas)
+        )
+        shards[shard] = ShardTopology(1, voters, settings.read_quorum, settings.write_quorum)
+    return CollectionTopology(shards, tuple(bucket % settings.shards for bucket in range(BUCKETS)))
+
+
+def _make_replicas(config: Config, collection: str, topology: CollectionTopology) -> None:
+    for shard, members in topology.shards.items():
+        for voter in members.voters:
+            directory = config.replica_dir(voter.node, voter.replica_id)
+            directory.mkdir(parents=True)
+            write_atomically(directory / MARKER, _dump(_marker(collection, shard, voter)))
+            for parent in (directory.parent, directory.parent.parent, config.data_dir):
+                sync_directory(parent)
+
+
+def _marker(collection: str, shard: int, voter: Voter) -> dict[str, Any]:
+    return {"replica_id": voter.replica_id, "collection": collection, "shard": shard, "format": FORMAT}
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The collections of the file as JSON; None when there is no file."""
+    try:
+        raw = json.loads(path.read_bytes())
+        if raw["format"] != FORMAT:
+            raise ConfigError(f"{path} has format {raw['format']!r}; this version reads {FORMAT}")
+        return dict(raw["collections"])
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise _damaged(path, repr(error)) from error
+
+
+def _checked(config: Config, name: str, settings: CollectionConfig, raw: Any) -> CollectionTopology:
+    """One collection of the file, well-formed and in agreement with the mesh file."""
+    path = config.topology_path
+    try:
+        shards = {int(key): _shard(value) for key, value in raw["shards"].items()}
+        buckets = tuple(int(shard) for shard in raw["buckets"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(path, f"collection {name!r}: {error!r}") from error
+    if len(buckets) != BUCKETS or not shards or set(shards) != set(range(len(shards))) or set(buckets) - set(shards):
+        raise _damaged(path, f"collection {name!r}: the bucket table does not fit its shards")
+    ids = [voter.replica_id for members in shards.values() for voter in members.voters]
+    if len(set(ids)) != len(ids) or not all(_is_id(replica_id) for replica_id in ids):
+        raise _damaged(path, f"collection {name!r}: replica ids must be distinct and 32 hex digits")
+    for shard, members in shards.items():
+        if len({voter.node for voter in members.voters}) != len(members.voters):
+            raise _damaged(path, f"collection {name!r}, shard {shard}: two voters on one node")
+    _agree(config, name, settings, shards)
+    return CollectionTopology(shards, buckets)
+
+
+def _agree(config: Config, name: str, settings: CollectionConfig, shards: Mapping[int, ShardTopology]) -> None:
+    where, remedy = f"collections.{name}", "set it back, or begin with a new mesh.data_dir and ingest again"
+    if len(shards) != settings.shards:
+        raise ConfigError(f"{where}.shards is {settings.shards} but the data has {len(shards)}; {remedy}")
+    for members in shards.values():
+        facts = {
+            "replicas": len(members.voters),
+            "read_quorum": members.read_quorum,
+            "write_quorum": members.write_quorum,
+        }
+        for key, fact in facts.items():
+            if getattr(settings, key) != fact:
+                raise ConfigError(
+                    f"{where}.{key} is {getattr(settings, key)} but the data was made with {fact}; {remedy}"
+                )
+        for voter in members.voters:
+            if voter.node not in config.nodes:
+                raise ConfigError(
+                    f"[nodes.{voter.node}] is not in {config.path} but holds replica {voter.replica_id} of "
+                    f"{name!r}; put the node back, or begin with a new mesh.data_dir and ingest again"
+                )
+
+
+def _shard(raw: Any) -> ShardTopology:
+    voters = tuple(Voter(str(voter["replica_id"]), str(voter["node"])) for voter in raw["voters"])
+    return ShardTopology(int(raw["epoch"]), voters, int(raw["read_quorum"]), int(raw["write_quorum"]))
+
+
+def _is_id(text: str) -> bool:
+    return len(text) == 2 * REPLICA_ID_BYTES and set(text) <= set("0123456789abcdef")
+
+
+def _damaged(path: Path, why: str) -> ConfigError:
+    return ConfigError(f"{path} is damaged ({why}); restore it from a backup: it names the replicas of your data")
+
+
+def _dump(value: Any) -> bytes:
+    return json.dumps(value, indent=1).encode() + b"\n"
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
