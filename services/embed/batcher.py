@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from observability import logs
 from services.embed.batching import Batch, BatchQueue, Lane, Limits
 from services.embed.encoder import Encoded, Encoder
 from services.runtime.clock import Clock
@@ -27,7 +27,7 @@ RETRY_MS_MIN, RETRY_MS_MAX = 50, 5_000
 _BYTES_PER_TOKEN = 4
 """English prose and code in UTF-8; only ordering and padding depend on it, not results."""
 
-log = logging.getLogger(__name__)
+_LOG = logs.logger("embed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ class Batcher:
             )
         except Exception as error:
             # Whatever the model throws belongs to these requests alone; the next pass must run.
-            log.exception("the model failed on a pass of %d texts", len(texts))
+            _LOG.exception("the model failed on a pass", error, texts=len(texts))
             outcome = Internal(f"the embedding model failed: {type(error).__name__}")
         compute_us = round((self.clock.monotonic_s() - started_s) * 1e6)
         self._text_us += 0.2 * (compute_us / len(texts) - self._text_us)
