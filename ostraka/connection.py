@@ -64,7 +64,10 @@ class Connection:
             ("grpc.keepalive_time_ms", 30_000),
             # A router that was restarted is found again within this, not after gRPC's 20 s.
             ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 2_000),
+            # A proxy from the environment must not see what is asked.
+            ("grpc.enable_http_proxy", 0),
         ]
         tls = credentials.channel_credentials()
         self._channels = [grpc.aio.secure_channel(address, tls, options=options) for address in addresses]
