@@ -1,0 +1,56 @@
+"""`python -m services.shard --mesh-file FILE --node NAME`: one shard node, wired from top to bottom."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+
+from ostraka.v1.shard_pb2_grpc import add_ShardServiceServicer_to_server
+from services.runtime import topology_file
+from services.runtime.clock import SYSTEM_CLOCK
+from services.runtime.config import Config
+from services.runtime.lifecycle import Lifecycle, run_process
+from services.runtime.server import MeshServer
+from services.runtime.tls import Role
+from services.shard.node import Node
+from services.shard.search_pool import SearchPool
+from services.shard.service import ShardServicer
+
+
+async def main(config: Config, lifecycle: Lifecycle) -> None:
+    """Serve until asked to stop."""
+    node = Node(config, lifecycle.node, topology_file.load(config), SYSTEM_CLOCK)
+    pool = SearchPool(config.shard.search_threads, config.shard.search_queue_max, SYSTEM_CLOCK)
+    servicer = ShardServicer(config, node, pool, SYSTEM_CLOCK)
+    server = await MeshServer.start(
+        config,
+        service_name="shard",
+        role=Role.SHARD,
+        identity=lifecycle.identity,
+        address=lifecycle.address,
+        servicers=[(add_ShardServiceServicer_to_server, servicer)],
+    )
+    try:
+        await node.open()
+        node.start({name: settings.address for name, settings in config.nodes.items()})
+        announcing = asyncio.create_task(_announce(node, server, lifecycle))
+        await lifecycle.stop_requested()
+        announcing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await announcing
+    finally:
+        await server.stop()
+        await node.close()
+        pool.close()
+
+
+async def _announce(node: Node, server: MeshServer, lifecycle: Lifecycle) -> None:
+    """SERVING is earned: views built, peers heard or given up on."""
+    await node.ready()
+    await server.set_serving(True)
+    lifecycle.serving()
+
+
+if __name__ == "__main__":
+    sys.exit(run_process("shard", "", main))

@@ -1,0 +1,327 @@
+"""One replica: SQLite as truth, the protocol core, and the view that searches use.
+
+All changes happen in the writer thread, in this order: transaction with rows, operations and applied set; COMMIT with
+fsync; the core's set and the next view published; answers. So whatever was acknowledged is durable and is
+found by the next search, and a view and its applied set always describe the same commit.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from observability.logs import logger
+from services.quorum.gtid import GtidSet
+from services.quorum.replica import ReplicaCore, ReplicaLimits
+from services.quorum.rows import PullBundle, WriteBatch
+from services.quorum.status import ReplicaStatus
+from services.runtime.clock import Clock
+from services.runtime.config import ShardConfig
+from services.shard import schema
+from services.shard.damage import DamagedRowError, RowName
+from services.shard.loading import load_view, remove_strays
+from services.shard.readers import Readers
+from services.shard.rows_reader import RowsReader
+from services.shard.rows_writer import RowsWriter
+from services.shard.segment import Segment
+from services.shard.store import Database, StoreCorruptError, StoreError, StoreFullError, StoreIOError
+from services.shard.view import Change, View
+from services.shard.writer import PendingWrite, Writer, WriteReply
+
+DATABASE_FILE = "replica.db"
+SEGMENTS_DIR = "segments"
+EXIT_DISK = 74
+"""Exit code after a failed read, write or fsync (EX_IOERR): the process must reopen the file."""
+_LOG = logger("shard")
+
+
+class ReplicaFailedError(Exception):
+    """The replica cannot serve; the message says why."""
+
+
+def exit_process(reason: str) -> None:
+    """End the process at once: after a failed fsync nothing in memory may be trusted."""
+    _LOG.error("disk failure; the process exits and must reopen its files", reason=reason)
+    os._exit(EXIT_DISK)
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """Whom the engine tells, from its own threads."""
+
+    published: Callable[[], None] = lambda: None
+    """A new view is visible."""
+    damaged: Callable[[], None] = lambda: None
+    """Rows were found damaged."""
+    fatal: Callable[[str], None] = exit_process
+    """The disk failed."""
+
+
+class Engine:
+    """An open replica. `view` may be read from any thread; changes go through `write`, `merge` and `seal`."""
+
+    def __init__(
+        self,
+        directory: Path,
+        replica_id: str,
+        epoch: int,
+        dim: int,
+        config: ShardConfig,
+        clock: Clock,
+        hooks: Hooks | None = None,
+    ) -> None:
+        """Open or create the database in `directory` and rebuild the view. Raises StoreError, DamagedRowError."""
+        self.directory = directory
+        self.replica_id = replica_id
+        self.dim = dim
+        self.config = config
+        self.segments_dir = directory / SEGMENTS_DIR
+        self.hooks = hooks or Hooks()
+        self._clock = clock
+        self._database = Database(directory / DATABASE_FILE, writable=True)
+        schema.create(self._database, replica_id)
+        self._rows = RowsWriter(self._database, dim)
+        loaded = load_view(self._rows, self.segments_dir, dim)
+        self._view = loaded.view
+        self._damaged: frozenset[RowName] = frozenset(loaded.damaged_rows)
+        limits = ReplicaLimits(write_age_ms=config.write_age_ms_max, clock_skew_ms=config.clock_skew_ms_max)
+        self.core = ReplicaCore(replica_id, epoch, loaded.view.applied, loaded.view.hlc_max, limits)
+        self._read_only = ""
+        self._failure = ""
+        self.readers = Readers(directory / DATABASE_FILE, kept=8)
+        if loaded.damaged_segments:
+            self._forget_segments(loaded.damaged_segments)
+        remove_strays(self.segments_dir, frozenset(part.segment.name for part in loaded.view.parts))
+        self._writer = Writer(
+            replica_id[:8],
+            self._commit,
+            clock,
+            rows_max=config.group_commit_rows,
+            bytes_max=config.group_commit_bytes,
+            queue_max=config.write_queue_max,
+        )
+
+    @property
+    def database_path(self) -> Path:
+        return self.directory / DATABASE_FILE
+
+    @property
+    def view(self) -> View:
+        """The newest committed state."""
+        return self._view
+
+    @property
+    def read_only(self) -> str:
+        """Why writes are refused; empty when they are not."""
+        return self._read_only
+
+    @property
+    def failure(self) -> str:
+        """Why the replica cannot serve; empty when it can."""
+        return self._failure
+
+    @property
+    def damaged(self) -> frozenset[RowName]:
+        """Live rows known to fail their checksum and not yet repaired."""
+        return self._damaged
+
+    def write(self, batch: WriteBatch, epoch: int) -> Future[WriteReply] | None:
+        """Queue a validated batch; None when the queue is full."""
+        return self._writer.write(batch, epoch)
+
+    def merge(self, bundle: PullBundle, *, mending: bool = False) -> Future[None]:
+        """Merge a peer's state. The future raises StoreFullError, ReplicaFailedError."""
+        return self._writer.run(lambda: self._merge(bundle, mending=mending))
+
+    def seal(self, segment: Segment, manifest_sha256: str, replaced: Sequence[str]) -> Future[None]:
+        """Publish a built segment in place of those named and of its rows in the delta."""
+        return self._writer.run(lambda: self._seal(segment, manifest_sha256, replaced))
+
+    def purge(self) -> Future[int]:
+        """Delete some rows superseded long ago; the result is how many."""
+        return self._writer.run(self._purge)
+
+    def probe(self) -> Future[None]:
+        """See whether a read-only replica can write again."""
+        return self._writer.run(self._probe)
+
+    def checkpoint(self) -> None:
+        """Move committed pages into the database file, from the calling thread. Raises StoreError."""
+        database = Database(self.database_path, writable=True)
+        try:
+            database.checkpoint()
+        finally:
+            database.close()
+
+    def log_bytes(self) -> int:
+        """Size of the write-ahead log."""
+        path = self.directory / f"{DATABASE_FILE}-wal"
+        return path.stat().st_size if path.exists() else 0
+
+    def note_damage(self, names: Sequence[RowName]) -> None:
+        """Remember damaged rows until they are repaired or superseded."""
+        added = frozenset(names) - self._damaged
+        if added:
+            self._damaged |= added
+            _LOG.error("rows fail their checksum", replica=self.replica_id, rows=sorted(map(str, added))[:8])
+        self.hooks.damaged()
+
+    def fail(self, reason: str) -> None:
+        """The replica cannot serve any more."""
+        if not self._failure:
+            self._failure = reason
+            _LOG.error("replica failed", replica=self.replica_id, reason=reason)
+
+    def close(self) -> None:
+        """Finish queued writes and close the files."""
+        self._writer.close()
+        self.readers.close()
+        self._database.close()
+
+    # In the writer thread from here on.
+
+    def _commit(self, group: Sequence[PendingWrite]) -> None:
+        began = self._clock.monotonic_s()
+        try:
+            statuses = self._apply(group)
+            replies = [WriteReply(status, self.core.hlc_max) for status in statuses]
+        except StoreFullError as error:
+            self._turn_read_only(str(error))
+            replies = [WriteReply(ReplicaStatus.READ_ONLY, self.core.hlc_max, self._read_only)] * len(group)
+        except DamagedRowError as error:
+            self.note_damage(error.names)
+            replies = [WriteReply(ReplicaStatus.FAILED, self.core.hlc_max, str(error))] * len(group)
+        except (StoreError, ReplicaFailedError) as error:
+            replies = [WriteReply(ReplicaStatus.FAILED, self.core.hlc_max, str(error))] * len(group)
+        except Exception as error:
+            # A defect; the callers learn that nothing was promised, and the thread goes on.
+            _LOG.exception("write group failed", error, replica=self.replica_id)
+            for pending in group:
+                pending.future.set_exception(error)
+            return
+        commit_us = int((self._clock.monotonic_s() - began) * 1e6)
+        for pending, reply in zip(group, replies, strict=True):
+            wait_us = int((began - pending.queued_s) * 1e6)
+            pending.future.set_result(replace(reply, queue_wait_us=wait_us, commit_us=commit_us))
+
+    def _apply(self, group: Sequence[PendingWrite]) -> list[ReplicaStatus]:
+        statuses: list[ReplicaStatus] = []
+
+        def work() -> None:
+            batches = [(pending.batch, pending.epoch) for pending in group]
+            statuses.extend(self.core.apply(batches, self._clock.wall_ms(), self._rows))
+
+        self._transaction(work)
+        return statuses
+
+    def _merge(self, bundle: PullBundle, *, mending: bool) -> None:
+        try:
+            self._transaction(lambda: self.core.merge(bundle, self._rows), mending=mending)
+        except StoreFullError as error:
+            self._turn_read_only(str(error))
+            raise
+        except DamagedRowError as error:
+            self.note_damage(error.names)
+            raise
+
+    def _transaction(self, work: Callable[[], None], *, mending: bool = False) -> None:
+        """`work` and its consequences as one commit and one view. Raises StoreError, DamagedRowError."""
+        if self._failure:
+            raise ReplicaFailedError(self._failure)
+        self._check_space()
+        try:
+            self._rows.begin(self._clock.wall_ms(), mending=mending)
+            work()
+            change = self._rows.commit()
+        except BaseException as error:
+            self._abort(error)
+            raise
+        self._publish(change)
+
+    def _publish(self, change: Change) -> None:
+        self.core.committed()
+        self._view = self._view.committed(self.core.applied, self.core.hlc_max, change)
+        if self._read_only:
+            _LOG.info("replica writable again", replica=self.replica_id)
+            self._read_only = ""
+        if change.damaged:
+            self.note_damage(change.damaged)
+        if self._damaged:
+            self._damaged = frozenset(name for name in self._damaged if self._is_damaged(name))
+        self.hooks.published()
+
+    def _abort(self, error: BaseException) -> None:
+        self.core.aborted()
+        try:
+            self._rows.rollback()
+        except StoreError as second:
+            self.hooks.fatal(f"rollback failed: {second}")
+        if isinstance(error, StoreIOError):
+            self.hooks.fatal(str(error))
+        if isinstance(error, StoreCorruptError):
+            self.fail(str(error))
+
+    def _seal(self, segment: Segment, manifest_sha256: str, replaced: Sequence[str]) -> None:
+        try:
+            self._check_space()
+            self._rows.begin(self._clock.wall_ms())
+            self._rows.put_segment(segment.name, manifest_sha256, replaced)
+            self._rows.commit()
+        except BaseException as error:
+            self._abort(error)
+            raise
+        self._view = self._view.sealed(segment, frozenset(replaced))
+        for name in replaced:
+            shutil.rmtree(self.segments_dir / name, ignore_errors=True)
+        self.hooks.published()
+
+    def _forget_segments(self, names: Sequence[str]) -> None:
+        self._rows.begin(self._clock.wall_ms())
+        try:
+            self._rows.drop_segments(names)
+            self._rows.commit()
+        except StoreFullError as error:
+            # They are found damaged again at the next start; nothing else depends on the row.
+            self._abort(error)
+
+    def _purge(self) -> int:
+        before_ms = self._clock.wall_ms() - self.config.superseded_keep_ms
+        try:
+            self._rows.begin(self._clock.wall_ms())
+            purged = self._rows.purge_superseded(before_ms)
+            self._rows.commit()
+        except BaseException as error:
+            self._abort(error)
+            raise
+        return purged
+
+    def _probe(self) -> None:
+        try:
+            self._transaction(lambda: self._rows.put_state(GtidSet.EMPTY, self.core.hlc_max))
+        except StoreFullError as error:
+            self._turn_read_only(str(error))
+
+    def _check_space(self) -> None:
+        free = shutil.disk_usage(self.directory).free
+        if free < self.config.disk_reserve_bytes:
+            raise StoreFullError(f"{free} bytes free, shard.disk_reserve_bytes is {self.config.disk_reserve_bytes}")
+
+    def _turn_read_only(self, reason: str) -> None:
+        if not self._read_only:
+            _LOG.warning("replica read-only", replica=self.replica_id, reason=reason)
+        self._read_only = reason
+
+    def _is_damaged(self, name: RowName) -> bool:
+        """Whether the row is still live and still fails its checksum."""
+        reader = RowsReader(self._database)
+        try:
+            head = reader.head(name.document_id)
+            if name.ordinal < 0 or head is None or head.version != name.version or name.ordinal >= head.passages:
+                return False
+            return name.ordinal not in {row.ordinal for row in reader.live_passages(name.document_id)}
+        except DamagedRowError as error:
+            return name in error.names

@@ -1,0 +1,193 @@
+"""Keeping a replica equal to its peers: pulling what it lacks, mending what is damaged, comparing digests.
+
+Pulls are state-based and idempotent: a peer sends the current state of every document that the wanted batches
+touched, so a pull may be cut anywhere and begun again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+import grpc
+
+from observability.logs import logger
+from ostraka.v1 import shard_pb2, shard_pb2_grpc
+from services.quorum.gtid import GtidSet
+from services.runtime.deadline import Deadline
+from services.shard.damage import DamagedRowError, RowName
+from services.shard.engine import Engine, ReplicaFailedError
+from services.shard.hosted import HostedReplica
+from services.shard.store import StoreError
+from services.shard.wire import WireError, bundle_from_wire, set_from_wire, set_to_wire
+
+PULL_MS = 30_000
+GOSSIP_TIMEOUT_MS = 2_000
+SETTLE_S = 0.05
+"""A batch on its way to all voters at once is usually here by then; only what is still missing is pulled."""
+CATCH_UP_MS = 10_000
+"""After this a replica counts as caught up even if too few peers could be reached."""
+_LOG = logger("shard")
+_RECOVERABLE = (grpc.aio.AioRpcError, WireError, StoreError, DamagedRowError, ReplicaFailedError, TimeoutError)
+
+
+class Repair:
+    """Anti-entropy of one replica with its peers."""
+
+    def __init__(
+        self,
+        replica: HostedReplica,
+        peers: Mapping[str, shard_pb2_grpc.ShardServiceAsyncStub],
+        pulls: asyncio.Semaphore,
+    ) -> None:
+        """`peers`: by node name, without this node. `pulls`: how many bulk pulls the node runs at once."""
+        assert replica.engine is not None, "only an open replica is repaired"
+        self._replica = replica
+        self._engine: Engine = replica.engine
+        self._peers = peers
+        self._pulls = pulls
+        self._heard: set[str] = set()
+        self._wanted = GtidSet.EMPTY
+        self._hint = asyncio.Event()
+        self._unreachable: set[str] = set()
+
+    def want(self, gtids: GtidSet) -> None:
+        """Pull these soon."""
+        self._wanted = self._wanted.union(gtids)
+        self._hint.set()
+
+    def hurry(self) -> None:
+        """Look for damaged rows and peers' batches now rather than at the next interval."""
+        self._hint.set()
+
+    async def fetch(self, want: GtidSet, holders: Sequence[str], deadline: Deadline) -> None:
+        """Pull `want` from its holders, then from other peers, until it is here or everyone was asked."""
+        others = [node for node in self._peers if node not in holders]
+        for node in [*(name for name in holders if name in self._peers), *others]:
+            missing = want.difference(self._engine.view.applied)
+            if not missing or deadline.expired():
+                return
+            try:
+                await self._pull(node, missing, deadline, mending=False)
+            except _RECOVERABLE as error:
+                _LOG.debug("pull failed", replica=self._replica.replica_id, peer=node, error=repr(error))
+
+    async def run(self) -> None:
+        """Gossip with one peer after the other until cancelled."""
+        started = Deadline.after_ms(CATCH_UP_MS)
+        interval_s = self._replica.config.gossip_ms / 1_000
+        nodes = sorted(self._peers)
+        turn = sum(self._replica.replica_id.encode())  # replicas begin at different peers
+        while True:
+            await self._mend()
+            if nodes:
+                await self._round(nodes[turn % len(nodes)])
+            turn += 1
+            self._judge(started)
+            pause_s = interval_s if self._replica.caught_up else min(SETTLE_S, interval_s)
+            # 0.75 to 1.25 of the interval, different for each replica and turn: nodes started together drift apart.
+            await self._pause(pause_s * (0.75 + (turn * 37 % 64) / 128))
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._hint.wait(), seconds)
+        except TimeoutError:
+            return
+        finally:
+            self._hint.clear()
+
+    async def _round(self, node: str) -> None:
+        try:
+            theirs = await self._gossip(node)
+            if self._replica.caught_up and theirs.difference(self._engine.view.applied):
+                await asyncio.sleep(SETTLE_S)
+            missing = theirs.union(self._wanted).difference(self._engine.view.applied)
+            if missing:
+                async with self._pulls:
+                    await self._pull(node, missing, Deadline.after_ms(PULL_MS), mending=False)
+            self._wanted = self._wanted.difference(self._engine.view.applied)
+            self._heard.add(node)
+            self._reachable(node)
+        except _RECOVERABLE as error:
+            if node not in self._unreachable:
+                self._unreachable.add(node)
+                _LOG.warning("peer does not answer", replica=self._replica.replica_id, peer=node, error=repr(error))
+
+    def _reachable(self, node: str) -> None:
+        if node in self._unreachable:
+            self._unreachable.discard(node)
+            _LOG.info("peer answers again", replica=self._replica.replica_id, peer=node)
+
+    async def _gossip(self, node: str) -> GtidSet:
+        view = self._engine.view
+        request = shard_pb2.GossipRequest(
+            epoch=self._replica.members.epoch,
+            collection=self._replica.collection,
+            shard=self._replica.shard,
+            replica=self._replica.replica_id,
+            applied=set_to_wire(view.applied),
+            digest=view.digest_bytes,
+            hlc_max=view.hlc_max,
+        )
+        reply = await self._peers[node].Gossip(request, timeout=GOSSIP_TIMEOUT_MS / 1_000)
+        if reply.status != shard_pb2.REPLICA_STATUS_OK:
+            return GtidSet.EMPTY
+        theirs = set_from_wire(reply.applied, "applied")
+        self.compare(node, theirs, reply.digest, view.applied, view.digest_bytes)
+        return theirs
+
+    def compare(self, node: str, theirs: GtidSet, their_digest: bytes, ours: GtidSet, our_digest: bytes) -> None:
+        """Equal applied sets must mean equal live rows; anything else is an alarm."""
+        if theirs != ours or their_digest == our_digest or self._engine.damaged:
+            return
+        self._replica.divergences += 1
+        self._replica.last_divergence = f"with {node}"
+        if self._replica.divergences == 1:
+            _LOG.error(
+                "replicas with equal applied sets differ",
+                replica=self._replica.replica_id,
+                peer=node,
+                ours=our_digest.hex(),
+                theirs=their_digest.hex(),
+            )
+
+    def _judge(self, started: Deadline) -> None:
+        members = self._replica.members
+        needed = len(members.voters) - members.write_quorum
+        if not self._replica.caught_up and (len(self._heard) >= min(needed, len(self._peers)) or started.expired()):
+            self._replica.caught_up = True
+            _LOG.info(
+                "replica caught up",
+                replica=self._replica.replica_id,
+                collection=self._replica.collection,
+                shard=self._replica.shard,
+                peers_heard=len(self._heard),
+            )
+
+    async def _mend(self) -> None:
+        """Fetch damaged rows from whichever peer holds the batches that wrote them."""
+        for name in sorted(self._engine.damaged, key=str)[:64]:
+            want = await asyncio.to_thread(self._written_by, name)
+            for node in self._peers:
+                try:
+                    await self._pull(node, want, Deadline.after_ms(PULL_MS), mending=True)
+                except _RECOVERABLE as error:
+                    _LOG.warning("row not mended", row=str(name), peer=node, error=repr(error))
+                if name not in self._engine.damaged:
+                    _LOG.info("row mended", row=str(name), peer=node)
+                    break
+
+    def _written_by(self, name: RowName) -> GtidSet:
+        with self._engine.readers.lend() as reader:
+            return GtidSet.of(*reader.ops_of_version(name.version, name.document_id))
+
+    async def _pull(self, node: str, want: GtidSet, deadline: Deadline, *, mending: bool) -> None:
+        request = shard_pb2.PullRequest(
+            epoch=self._replica.members.epoch,
+            collection=self._replica.collection,
+            shard=self._replica.shard,
+            want=set_to_wire(want),
+        )
+        async for reply in self._peers[node].Pull(request, timeout=deadline.remaining_s()):
+            bundle = bundle_from_wire(reply, self._replica.dim)
+            await asyncio.wrap_future(self._engine.merge(bundle, mending=mending))

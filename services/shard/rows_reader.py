@@ -1,0 +1,173 @@
+"""Reading a replica's rows: by document for the protocol, by rid for searches, in bulk for views and segments.
+
+Every row is checked against its checksum before it leaves this module; one that fails raises `DamagedRowError`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from services.quorum.clock import Version
+from services.quorum.gtid import Gtid, GtidSet
+from services.quorum.rows import HeadRow, Op, PassageRow
+from services.shard import schema
+from services.shard.damage import DamagedRowError, RowName
+from services.shard.store import Database, Row
+
+RIDS_PER_STATEMENT = 2_048
+
+
+@dataclass(frozen=True, slots=True)
+class LiveRow:
+    """A row as a search result needs it."""
+
+    rid: int
+    passage: PassageRow
+
+
+class RowsReader:
+    """Reads on one connection. Inside `database.reading()` or a write transaction all reads see one state."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def head(self, document_id: str) -> HeadRow | None:
+        """The document's head, tombstones included. Raises DamagedRowError, StoreError."""
+        row = self.database.first("SELECT hlc, src, n, sum FROM heads WHERE document = ?", (document_id,))
+        if row is None:
+            return None
+        head, sound = _head(document_id, *row)
+        if not sound:
+            raise DamagedRowError([RowName(document_id, -1, head.version)])
+        return head
+
+    def live_passages(self, document_id: str) -> list[PassageRow]:
+        """The passages of the head's version, by ordinal. Raises DamagedRowError, StoreError."""
+        sql = f"SELECT p.document, p.ordinal, p.hlc, p.src, p.vec, p.payload, p.sum {schema.LIVE}"  # constant
+        rows = self.database.rows(f"{sql} WHERE p.document = ? ORDER BY p.ordinal", (document_id,))
+        return _passages(rows)
+
+    def staged_passages(self, op: Op) -> list[PassageRow]:
+        """Passages that `op` stored and whose document's head is older. Raises DamagedRowError, StoreError."""
+        found: list[Row] = []
+        for document_id in op.document_ids:
+            head = self.head(document_id)
+            if head is None or head.version < op.version:
+                found += self.database.rows(
+                    "SELECT document, ordinal, hlc, src, vec, payload, sum FROM passages"
+                    " WHERE document = ? AND hlc = ? AND src = ? ORDER BY ordinal",
+                    (document_id, schema.to_sql(op.version.hlc), schema.to_sql(op.version.source)),
+                )
+        return _passages(found)
+
+    def op(self, gtid: Gtid) -> Op | None:
+        """What a batch wrote, or None. Raises StoreError."""
+        row = self.database.first(
+            "SELECT hlc, version_src, documents FROM ops WHERE src = ? AND seq = ?",
+            (schema.to_sql(gtid.source), schema.to_sql(gtid.seq)),
+        )
+        if row is None:
+            return None
+        return Op(gtid, schema.version_of(row[0], row[1]), schema.documents_from_sql(row[2]))
+
+    def ops_of_version(self, version: Version, document_id: str) -> list[Gtid]:
+        """The batches that wrote this version of a document: a scan, for the rare repair. Raises StoreError."""
+        rows = self.database.rows(
+            "SELECT src, seq, documents FROM ops WHERE hlc = ? AND version_src = ?",
+            (schema.to_sql(version.hlc), schema.to_sql(version.source)),
+        )
+        wanted = [row for row in rows if document_id in schema.documents_from_sql(row[2])]
+        return [Gtid(schema.from_sql(row[0]), schema.from_sql(row[1])) for row in wanted]
+
+    def applied(self) -> tuple[GtidSet, int]:
+        """The applied set and the highest hybrid logical clock. Raises StoreError."""
+        intervals: dict[int, list[tuple[int, int]]] = {}
+        for source, low, high in self.database.rows("SELECT src, lo, hi FROM applied ORDER BY src, lo"):
+            span = (schema.from_sql(low), schema.from_sql(high))
+            intervals.setdefault(schema.from_sql(source), []).append(span)
+        row = self.database.first("SELECT v FROM meta WHERE k = 'hlc_max'")
+        applied = GtidSet.from_intervals({source: tuple(spans) for source, spans in intervals.items()})
+        return applied, 0 if row is None else schema.from_sql(row[0])
+
+    def heads(self) -> Iterator[HeadRow | RowName]:
+        """Every head, tombstones included, or the name of one that fails its checksum. Raises StoreError."""
+        for document_id, *rest in self.database.each("SELECT document, hlc, src, n, sum FROM heads"):
+            head, sound = _head(document_id, *rest)
+            yield head if sound else RowName(document_id, -1, head.version)
+
+    def live_rids(self) -> list[int]:
+        """The rid of every live passage. Raises StoreError."""
+        return [row[0] for row in self.database.each(f"SELECT p.rid {schema.LIVE}")]  # constant
+
+    def by_rid(self, rids: Iterable[int]) -> dict[int, LiveRow]:
+        """Rows by rid; purged ones are absent. Raises DamagedRowError naming all that fail, StoreError."""
+        found: dict[int, LiveRow] = {}
+        bad: list[RowName] = []
+        for row in self._rows_by_rid(list(rids)):
+            passage = passage_of(row[1:])
+            if isinstance(passage, PassageRow):
+                found[row[0]] = LiveRow(row[0], passage)
+            else:
+                bad.append(passage)
+        if bad:
+            raise DamagedRowError(bad)
+        return found
+
+    def vectors(self, rids: Sequence[int]) -> tuple[list[bytes | None], list[RowName]]:
+        """(vector or None for each rid in order, the rows that fail their checksum). Raises StoreError."""
+        found: dict[int, bytes] = {}
+        bad: list[RowName] = []
+        for row in self._rows_by_rid(rids):
+            passage = passage_of(row[1:])
+            if isinstance(passage, PassageRow):
+                found[row[0]] = passage.vector
+            else:
+                bad.append(passage)
+        return [found.get(rid) for rid in rids], bad
+
+    def keys(self, rids: Sequence[int]) -> dict[int, tuple[str, int]]:
+        """(document, ordinal) by rid. Raises StoreError."""
+        found: dict[int, tuple[str, int]] = {}
+        for start in range(0, len(rids), RIDS_PER_STATEMENT):
+            listed = json.dumps([int(rid) for rid in rids[start : start + RIDS_PER_STATEMENT]])
+            sql = "SELECT rid, document, ordinal FROM passages WHERE rid IN (SELECT value FROM json_each(?))"
+            found.update({row[0]: (row[1], row[2]) for row in self.database.rows(sql, (listed,))})
+        return found
+
+    def segments(self) -> dict[str, str]:
+        """Manifest sha256 by segment name. Raises StoreError."""
+        return {row[0]: row[1] for row in self.database.rows("SELECT name, sha256 FROM segments")}
+
+    def _rows_by_rid(self, rids: Sequence[int]) -> Iterator[Row]:
+        for start in range(0, len(rids), RIDS_PER_STATEMENT):
+            listed = json.dumps([int(rid) for rid in rids[start : start + RIDS_PER_STATEMENT]])
+            yield from self.database.rows(
+                "SELECT rid, document, ordinal, hlc, src, vec, payload, sum FROM passages"
+                " WHERE rid IN (SELECT value FROM json_each(?))",
+                (listed,),
+            )
+
+
+def _head(document_id: str, hlc: int, source: int, passages: int, checksum: bytes) -> tuple[HeadRow, bool]:
+    """(the head, whether its checksum holds)"""
+    head = HeadRow(document_id, passages, schema.version_of(hlc, source))
+    return head, schema.head_sum(head) == checksum
+
+
+def passage_of(row: Row) -> PassageRow | RowName:
+    """The passage of (document, ordinal, hlc, src, vec, payload, sum), or its name when it is damaged."""
+    document_id, ordinal, hlc, source, vector, payload, checksum = row
+    version = schema.version_of(hlc, source)
+    if schema.passage_sum(document_id, ordinal, version, vector, payload) != checksum:
+        return RowName(document_id, ordinal, version)
+    return PassageRow(document_id, ordinal, version, vector, payload)
+
+
+def _passages(rows: Iterable[Row]) -> list[PassageRow]:
+    checked = [passage_of(row) for row in rows]
+    bad = [entry for entry in checked if isinstance(entry, RowName)]
+    if bad:
+        raise DamagedRowError(bad)
+    return [entry for entry in checked if isinstance(entry, PassageRow)]

@@ -1,0 +1,210 @@
+"""Writing a replica's rows inside one transaction, and recording what that did to the live rows.
+
+Implements `services.quorum.replica.ReplicaStore`. The protocol core decides what is written; this class keeps the
+tables and answers afterwards, as one `Change`, which rows left the view and which entered it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from services.quorum.gtid import GtidSet
+from services.quorum.rows import HeadRow, Op, PassageRow
+from services.shard import schema
+from services.shard.damage import DamagedRowError, RowName
+from services.shard.rows_reader import RowsReader, passage_of
+from services.shard.store import Database
+from services.shard.view import Change
+
+PURGE_ROWS = 512
+
+
+class RowsWriter(RowsReader):
+    """The one writer of a replica. `begin`, any number of calls, `commit` or `rollback`."""
+
+    def __init__(self, database: Database, dim: int) -> None:
+        super().__init__(database)
+        self._dim = dim
+        self._now_ms = 0
+        self._applied, _ = self.applied()
+        self._applied_staged = self._applied
+        self._dead: set[int] = set()
+        self._born: dict[int, bytes] = {}
+        self._damaged: list[RowName] = []
+        self._digest = 0
+        self._documents = 0
+        self._mending = False
+
+    def begin(self, now_ms: int, *, mending: bool = False) -> None:
+        """Open a transaction; `now_ms` dates the rows it supersedes. Raises StoreError.
+
+        `mending`: a head that fails its checksum reads as absent, so that a peer's takes its place.
+        """
+        self._mending = mending
+        self._damaged = []
+        self._now_ms = now_ms
+        self._dead, self._born = set(), {}
+        self._digest, self._documents = 0, 0
+        self._applied_staged = self._applied
+        self.database.begin()
+
+    def commit(self) -> Change:
+        """Make the transaction durable and say what it changed. Raises StoreError; roll back then."""
+        self.database.commit()
+        self._applied = self._applied_staged
+        flat = b"".join(self._born.values())
+        return Change(
+            dead=np.array(sorted(self._dead), dtype=np.int64),
+            born=np.array(list(self._born), dtype=np.int64),
+            vectors=np.frombuffer(flat, dtype="<f2").reshape(-1, self._dim),
+            digest=self._digest,
+            documents=self._documents,
+            damaged=tuple(self._damaged),
+        )
+
+    def rollback(self) -> None:
+        """Undo everything since `begin`. Raises StoreError."""
+        self.database.rollback()
+
+    def head(self, document_id: str) -> HeadRow | None:
+        """The document's head, tombstones included. Raises DamagedRowError, StoreError."""
+        return self._stored_head(document_id) if self._mending else super().head(document_id)
+
+    def put_head(self, head: HeadRow) -> None:
+        """Replace the document's head, which the caller knows to be older or absent. Raises StoreError."""
+        old = self._stored_head(head.document_id)
+        version = (schema.to_sql(head.version.hlc), schema.to_sql(head.version.source))
+        self.database.rows(
+            "INSERT OR REPLACE INTO heads (document, hlc, src, n, sum) VALUES (?, ?, ?, ?, ?)",
+            (head.document_id, *version, head.passages, schema.head_sum(head)),
+        )
+        self._count(old, head)
+        for rid, ordinal, hlc, source in self.database.rows(
+            "SELECT rid, ordinal, hlc, src FROM passages WHERE document = ?", (head.document_id,)
+        ):
+            name = (ordinal, (hlc, source))
+            was = old is not None and _is_live(name, old)
+            now = _is_live(name, head)
+            if was and not now:
+                self._dies(rid)
+            elif now and not was:
+                self._lives(rid)
+        self.database.rows(
+            "UPDATE passages SET superseded_ms = ? WHERE document = ? AND superseded_ms IS NULL"
+            " AND ((hlc, src) < (?, ?) OR ((hlc, src) = (?, ?) AND ordinal >= ?))",
+            (self._now_ms, head.document_id, *version, *version, head.passages),
+        )
+
+    def put_passages(self, rows: Sequence[PassageRow]) -> None:
+        """Store rows; one that is there already is kept, unless its checksum fails. Raises StoreError."""
+        heads: dict[str, HeadRow | None] = {}
+        for row in rows:
+            if row.document_id not in heads:
+                heads[row.document_id] = self._stored_head(row.document_id)
+            rid = self._insert(row)
+            head = heads[row.document_id]
+            version = (schema.to_sql(row.version.hlc), schema.to_sql(row.version.source))
+            if rid is not None and head is not None and _is_live((row.ordinal, version), head):
+                self._born[rid] = row.vector
+
+    def put_op(self, op: Op) -> None:
+        """Remember what a batch wrote. Raises StoreError."""
+        gtid = (schema.to_sql(op.gtid.source), schema.to_sql(op.gtid.seq))
+        version = (schema.to_sql(op.version.hlc), schema.to_sql(op.version.source))
+        self.database.rows(
+            "INSERT OR IGNORE INTO ops (src, seq, hlc, version_src, documents) VALUES (?, ?, ?, ?, ?)",
+            (*gtid, *version, schema.documents_to_sql(tuple(op.document_ids))),
+        )
+
+    def put_state(self, applied_added: GtidSet, hlc_max: int) -> None:
+        """Extend the applied set and raise the clock. Raises StoreError."""
+        before = self._applied_staged.intervals()
+        self._applied_staged = self._applied_staged.union(applied_added)
+        after = self._applied_staged.intervals()
+        for source in applied_added.intervals():
+            old, new = set(before.get(source, ())), set(after[source])
+            biased = schema.to_sql(source)
+            self.database.many(
+                "DELETE FROM applied WHERE src = ? AND lo = ?", [(biased, schema.to_sql(lo)) for lo, _ in old - new]
+            )
+            self.database.many(
+                "INSERT INTO applied (src, lo, hi) VALUES (?, ?, ?)",
+                [(biased, schema.to_sql(lo), schema.to_sql(hi)) for lo, hi in sorted(new - old)],
+            )
+        self.database.rows("INSERT OR REPLACE INTO meta (k, v) VALUES ('hlc_max', ?)", (schema.to_sql(hlc_max),))
+
+    def put_segment(self, name: str, manifest_sha256: str, replaced: Sequence[str]) -> None:
+        """Publish a segment in place of others. Raises StoreError."""
+        self.database.many("DELETE FROM segments WHERE name = ?", [(old,) for old in replaced])
+        self.database.rows("INSERT OR REPLACE INTO segments (name, sha256) VALUES (?, ?)", (name, manifest_sha256))
+
+    def drop_segments(self, names: Sequence[str]) -> None:
+        """Forget segments whose files are gone or damaged. Raises StoreError."""
+        self.database.many("DELETE FROM segments WHERE name = ?", [(name,) for name in names])
+
+    def purge_superseded(self, before_ms: int) -> int:
+        """Delete some rows superseded before `before_ms`; returns how many. Raises StoreError."""
+        self.database.rows(
+            "DELETE FROM passages WHERE rid IN (SELECT rid FROM passages WHERE superseded_ms < ? LIMIT ?)",
+            (before_ms, PURGE_ROWS),
+        )
+        return self.database.changed()
+
+    def _stored_head(self, document_id: str) -> HeadRow | None:
+        """The head, or None when it is damaged too: a good one is about to take its place."""
+        try:
+            return super().head(document_id)
+        except DamagedRowError:
+            return None
+
+    def _insert(self, row: PassageRow) -> int | None:
+        """The rid of a row that was added or replaced a damaged one; None when a sound one is there."""
+        checksum = schema.passage_sum(row.document_id, row.ordinal, row.version, row.vector, row.payload)
+        key = (row.document_id, row.ordinal, schema.to_sql(row.version.hlc), schema.to_sql(row.version.source))
+        insert = (
+            "INSERT OR IGNORE INTO passages (document, ordinal, hlc, src, vec, payload, sum)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)"
+        )
+        self.database.rows(insert, (*key, row.vector, row.payload, checksum))
+        if self.database.changed():
+            return self.database.last_rowid()
+        found = self.database.first(
+            "SELECT rid, vec, payload, sum FROM passages WHERE document = ? AND ordinal = ? AND hlc = ? AND src = ?",
+            key,
+        )
+        assert found is not None, "a row is ignored only when its key is there"
+        rid, vector, payload, stored = found
+        if schema.passage_sum(row.document_id, row.ordinal, row.version, vector, payload) == stored:
+            return None
+        self._dies(rid)
+        self.database.rows("DELETE FROM passages WHERE rid = ?", (rid,))
+        self.database.rows(insert, (*key, row.vector, row.payload, checksum))
+        return self.database.last_rowid()
+
+    def _dies(self, rid: int) -> None:
+        if self._born.pop(rid, None) is None:
+            self._dead.add(rid)
+
+    def _lives(self, rid: int) -> None:
+        row = self.database.first(
+            "SELECT document, ordinal, hlc, src, vec, payload, sum FROM passages WHERE rid = ?", (rid,)
+        )
+        assert row is not None, "the row was listed in this transaction"
+        passage = passage_of(row)
+        if isinstance(passage, RowName):
+            self._damaged.append(passage)
+        else:
+            self._born[rid] = passage.vector
+
+    def _count(self, old: HeadRow | None, new: HeadRow) -> None:
+        before = 0 if old is None else schema.head_digest(old)
+        self._digest += schema.head_digest(new) - before
+        self._documents += int(new.passages > 0) - int(old is not None and old.passages > 0)
+
+
+def _is_live(name: tuple[int, tuple[int, int]], head: HeadRow) -> bool:
+    """Whether (ordinal, stored version) belongs to what `head` declares."""
+    ordinal, version = name
+    return version == (schema.to_sql(head.version.hlc), schema.to_sql(head.version.source)) and ordinal < head.passages

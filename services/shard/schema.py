@@ -1,0 +1,105 @@
+"""Tables of a replica, and how numbers and rows are coded in them.
+
+SQLite's integers are signed: a 64-bit unsigned number is stored minus 2**63, which keeps the order of versions in SQL
+equal to their order in the protocol. Every passage and head carries a BLAKE2b-8 checksum over its key and content,
+since SQLite's pages carry none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Final
+
+from services.quorum.clock import Version
+from services.quorum.rows import HeadRow
+from services.shard.store import Database, StoreCorruptError
+
+FORMAT: Final = 1
+_BIAS: Final = 1 << 63
+
+_TABLES: Final = (
+    """CREATE TABLE IF NOT EXISTS meta (k TEXT PRIMARY KEY, v) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS heads (
+        document TEXT PRIMARY KEY, hlc INTEGER NOT NULL, src INTEGER NOT NULL, n INTEGER NOT NULL, sum BLOB NOT NULL
+    ) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS passages (
+        rid INTEGER PRIMARY KEY AUTOINCREMENT, document TEXT NOT NULL, ordinal INTEGER NOT NULL,
+        hlc INTEGER NOT NULL, src INTEGER NOT NULL, vec BLOB NOT NULL, payload BLOB NOT NULL, sum BLOB NOT NULL,
+        superseded_ms INTEGER, UNIQUE (document, ordinal, hlc, src)
+    )""",
+    """CREATE INDEX IF NOT EXISTS passages_superseded ON passages (superseded_ms) WHERE superseded_ms IS NOT NULL""",
+    """CREATE TABLE IF NOT EXISTS ops (
+        src INTEGER NOT NULL, seq INTEGER NOT NULL, hlc INTEGER NOT NULL, version_src INTEGER NOT NULL,
+        documents TEXT NOT NULL, PRIMARY KEY (src, seq)
+    ) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS applied (
+        src INTEGER NOT NULL, lo INTEGER NOT NULL, hi INTEGER NOT NULL, PRIMARY KEY (src, lo)
+    ) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS segments (name TEXT PRIMARY KEY, sha256 TEXT NOT NULL) WITHOUT ROWID""",
+)
+
+LIVE: Final = """FROM passages p JOIN heads h
+    ON h.document = p.document AND h.hlc = p.hlc AND h.src = p.src AND p.ordinal < h.n"""
+
+
+def create(database: Database, replica_id: str) -> None:
+    """Create what is missing and check that the file belongs to `replica_id`. Raises StoreError."""
+    database.begin()
+    try:
+        for statement in _TABLES:
+            database.rows(statement)
+        for key, value in (("format", FORMAT), ("replica_id", replica_id)):
+            database.rows("INSERT OR IGNORE INTO meta (k, v) VALUES (?, ?)", (key, value))
+            row = database.first("SELECT v FROM meta WHERE k = ?", (key,))
+            if row is None or row[0] != value:
+                raise StoreCorruptError(f"{database.path}: {key} is {row and row[0]!r}, expected {value!r}")
+        database.commit()
+    except BaseException:
+        database.rollback()
+        raise
+
+
+def to_sql(number: int) -> int:
+    """An unsigned 64-bit number as SQLite stores it, order kept."""
+    assert 0 <= number < 1 << 64, "64-bit unsigned"
+    return number - _BIAS
+
+
+def from_sql(number: int) -> int:
+    return number + _BIAS
+
+
+def version_of(hlc: int, source: int) -> Version:
+    """A version from its two columns."""
+    return Version(from_sql(hlc), from_sql(source))
+
+
+def documents_to_sql(document_ids: tuple[str, ...]) -> str:
+    return json.dumps(document_ids, ensure_ascii=False, separators=(",", ":"))
+
+
+def documents_from_sql(text: str) -> tuple[str, ...]:
+    return tuple(json.loads(text))
+
+
+def passage_sum(document_id: str, ordinal: int, version: Version, vector: bytes, payload: bytes) -> bytes:
+    """Checksum of a passage row: 8 bytes over key, version, vector and payload."""
+    name = document_id.encode()
+    head = f"{len(name)},{ordinal},{version.hlc},{version.source},{len(vector)}|".encode()
+    return hashlib.blake2b(head + name + vector + payload, digest_size=8).digest()
+
+
+def head_sum(head: HeadRow) -> bytes:
+    """Checksum of a head row: 8 bytes over document, version and count."""
+    text = f"{head.passages},{head.version.hlc},{head.version.source}|{head.document_id}"
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+def head_digest(head: HeadRow) -> int:
+    """A live head's term in the replica's digest, 128 bits; 0 for a tombstone, which is not live."""
+    if not head.passages:
+        return 0
+    text = f"{head.passages},{head.version.hlc},{head.version.source}|{head.document_id}"
+    key = b"ostraka-digest-1"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16, key=key).digest(), "big")

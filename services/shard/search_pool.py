@@ -1,0 +1,56 @@
+"""The threads in which searches run: as many as cores, a bounded queue before them, FAISS single-threaded within."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from services.runtime.clock import Clock
+from services.runtime.deadline import Deadline
+from services.shard import faiss_index
+
+T = TypeVar("T")
+
+
+class PoolFullError(Exception):
+    """More work is waiting than the queue may hold."""
+
+
+class SearchPool:
+    """Runs blocking reads for one event loop."""
+
+    def __init__(self, threads: int, queue_max: int, clock: Clock) -> None:
+        """`threads` 0: one per core. `queue_max`: tasks waiting or running beyond the threads."""
+        self.threads = threads or os.cpu_count() or 1
+        self._clock = clock
+        self._places = self.threads + queue_max
+        self._taken = 0
+        self._executor = ThreadPoolExecutor(
+            self.threads, thread_name_prefix="search", initializer=faiss_index.use_one_thread
+        )
+
+    async def run(self, work: Callable[[int], T], deadline: Deadline) -> T:
+        """`work(queue wait in microseconds)` in a thread. Raises PoolFullError at once when the queue is full, and
+        DeadlineExceeded instead of beginning late work."""
+        if self._taken >= self._places:
+            raise PoolFullError(f"{self._taken} searches wait or run")
+        self._taken += 1
+        queued_s = self._clock.monotonic_s()
+
+        def begin() -> T:
+            deadline.check("a search")
+            return work(int((self._clock.monotonic_s() - queued_s) * 1e6))
+
+        future = asyncio.get_running_loop().run_in_executor(self._executor, begin)
+        future.add_done_callback(self._release)
+        return await future
+
+    def _release(self, _done: object) -> None:
+        self._taken -= 1
+
+    def close(self) -> None:
+        """Wait for running work and drop what waits."""
+        self._executor.shutdown(wait=True, cancel_futures=True)

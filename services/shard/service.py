@@ -1,0 +1,373 @@
+"""The ShardService of the contract: finds the replica, asks engine, search pool or repair, fills the reply."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import grpc
+import psutil
+from opentelemetry.trace import Span
+
+from observability import spans
+from observability.logs import logger
+from ostraka.v1 import shard_pb2, shard_pb2_grpc
+from services.quorum.gtid import GtidSet
+from services.quorum.status import ReplicaStatus
+from services.runtime.clock import Clock
+from services.runtime.config import Config
+from services.runtime.deadline import Deadline, current_deadline
+from services.runtime.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from services.shard import pulling, search, status
+from services.shard.damage import DamagedRowError
+from services.shard.documents import read_documents
+from services.shard.duplicates import differs_from_stored
+from services.shard.engine import Engine
+from services.shard.hosted import HostedReplica
+from services.shard.node import Node
+from services.shard.search_pool import PoolFullError, SearchPool
+from services.shard.store import StoreError
+from services.shard.validation import batch_of, check_document_id, queries_of
+from services.shard.view import View, index_epoch
+from services.shard.wire import WireError, set_from_wire, set_to_wire, status_to_wire
+
+ANSWER_MS = 10
+"""Kept of the deadline for sending the answer."""
+LOADING_RETRY_MS = 200
+Context = grpc.aio.ServicerContext
+_LOG = logger("shard")
+
+
+class NotCoveredError(Exception):
+    """The view could not reach what the caller requires."""
+
+
+class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
+    """One node's replicas, over gRPC."""
+
+    def __init__(self, config: Config, node: Node, pool: SearchPool, clock: Clock) -> None:
+        self._config = config
+        self._node = node
+        self._pool = pool
+        self._clock = clock
+
+    async def Summary(
+        self, request: shard_pb2.SummaryRequest, _context: Context[shard_pb2.SummaryRequest, shard_pb2.SummaryResponse]
+    ) -> shard_pb2.SummaryResponse:
+        """What each replica has applied. NOT_FOUND for an unknown collection."""
+        self._check_collection(request.collection)
+        shards = request.shards or [key[1] for key in self._node.replicas if key[0] == request.collection]
+        return shard_pb2.SummaryResponse(
+            summaries=[self._summary(request.collection, shard, request.epoch) for shard in shards]
+        )
+
+    async def Write(
+        self, request: shard_pb2.WriteRequest, _context: Context[shard_pb2.WriteRequest, shard_pb2.WriteResponse]
+    ) -> shard_pb2.WriteResponse:
+        """Apply one batch; status OK means durable and visible here."""
+        replica = self._replica(request.collection, request.shard)
+        if replica is None or replica.engine is None or replica.reason:
+            return self._refused(replica, _unable(replica), replica.reason if replica else "not hosted here")
+        try:
+            batch = batch_of(request, replica.dim, self._config.shard)
+        except WireError as error:
+            return self._refused(replica, ReplicaStatus.INVALID, str(error))
+        engine = replica.engine
+        if batch.gtid in engine.view.applied and await asyncio.to_thread(differs_from_stored, engine.readers, batch):
+            return self._refused(replica, ReplicaStatus.INVALID, "gtid: already used for a batch of other content")
+        verdict = engine.core.admit(batch, request.epoch, self._clock.wall_ms())
+        if verdict is ReplicaStatus.MISSING_DEPENDENCY:
+            self._want(replica, batch.depends.difference(engine.view.applied))
+        if verdict is not ReplicaStatus.OK:
+            return self._refused(replica, verdict, "")
+        queued = engine.write(batch, request.epoch)
+        if queued is None:
+            return self._refused(replica, ReplicaStatus.OVERLOADED, "the write queue is full")
+        reply = await asyncio.wrap_future(queued)
+        return shard_pb2.WriteResponse(
+            status=status_to_wire(reply.status),
+            replica=replica.replica_id,
+            hlc_max=reply.hlc_max,
+            message=reply.message,
+            queue_wait_us=reply.queue_wait_us,
+            commit_us=reply.commit_us,
+        )
+
+    async def Search(
+        self,
+        request: shard_pb2.SearchShardsRequest,
+        _context: Context[shard_pb2.SearchShardsRequest, shard_pb2.SearchShardsResponse],
+    ) -> shard_pb2.SearchShardsResponse:
+        """Search several shards of one collection. INVALID_ARGUMENT names the field; per shard, a status."""
+        dim = self._check_collection(request.collection)
+        if not 1 <= request.k <= self._config.router.k_max:
+            raise InvalidArgument(f"k must be 1 to {self._config.router.k_max}, not {request.k}", "k")
+        try:
+            queries = queries_of(request, dim, self._config.router.queries_max)
+            requires = [set_from_wire(leg.require, "shards.require") for leg in request.shards]
+        except WireError as error:
+            raise InvalidArgument(str(error), error.field) from error
+        deadline = current_deadline().minus_ms(ANSWER_MS)
+        task = search.SearchTask(queries, request.k, request.exact, request.include_payload)
+        legs = [
+            self._leg(request, leg, require, task, deadline)
+            for leg, require in zip(request.shards, requires, strict=True)
+        ]
+        return shard_pb2.SearchShardsResponse(node=self._node.name, shards=await asyncio.gather(*legs))
+
+    async def GetDocuments(
+        self,
+        request: shard_pb2.GetDocumentsRequest,
+        _context: Context[shard_pb2.GetDocumentsRequest, shard_pb2.GetDocumentsResponse],
+    ) -> shard_pb2.GetDocumentsResponse:
+        """Whole documents by id, tombstones included."""
+        self._check_collection(request.collection)
+        if not 1 <= len(request.document_ids) <= self._config.router.documents_max:
+            limit = self._config.router.documents_max
+            raise InvalidArgument(f"1 to {limit} ids, not {len(request.document_ids)}", "document_ids")
+        try:
+            require = set_from_wire(request.require, "require")
+            for number, document_id in enumerate(request.document_ids):
+                check_document_id(document_id, f"document_ids[{number}]")
+        except WireError as error:
+            raise InvalidArgument(str(error), error.field) from error
+        deadline = current_deadline().minus_ms(ANSWER_MS)
+        replica = self._replica(request.collection, request.shard)
+        refusal, message = self._readable(replica, request.epoch)
+        if refusal is not None or replica is None or replica.engine is None:
+            return shard_pb2.GetDocumentsResponse(
+                status=status_to_wire(refusal or ReplicaStatus.UNKNOWN_REPLICA), message=message
+            )
+        return await self._documents(replica, replica.engine, request, require, deadline)
+
+    async def Pull(
+        self, request: shard_pb2.PullRequest, _context: Context[shard_pb2.PullRequest, shard_pb2.PullResponse]
+    ) -> AsyncIterator[shard_pb2.PullResponse]:
+        """Stream the current state of what the wanted batches touched. DATA_LOSS when own rows are damaged."""
+        replica = self._replica(request.collection, request.shard)
+        if replica is None or replica.engine is None or replica.reason:
+            raise FailedPrecondition("the replica cannot serve", "shard")
+        if request.epoch != replica.members.epoch:
+            raise FailedPrecondition(f"epoch {request.epoch} is not {replica.members.epoch}", "epoch")
+        try:
+            want = set_from_wire(request.want, "want")
+            async for bundle in pulling.stream(replica.engine, want):
+                yield bundle
+        except WireError as error:
+            raise InvalidArgument(str(error), error.field) from error
+        except DamagedRowError as error:
+            replica.engine.note_damage(error.names)
+            raise DataLoss(str(error)) from error
+        except StoreError as error:
+            raise Unavailable(str(error)) from error
+
+    async def Gossip(
+        self, request: shard_pb2.GossipRequest, _context: Context[shard_pb2.GossipRequest, shard_pb2.GossipResponse]
+    ) -> shard_pb2.GossipResponse:
+        """Exchange applied sets and digests with a peer."""
+        replica = self._replica(request.collection, request.shard)
+        if replica is None or replica.engine is None or replica.reason:
+            return shard_pb2.GossipResponse(status=status_to_wire(_unable(replica)))
+        summary = replica.engine.core.summary(request.epoch)
+        view = replica.engine.view
+        return shard_pb2.GossipResponse(
+            status=status_to_wire(summary.status),
+            replica=replica.replica_id,
+            applied=set_to_wire(view.applied),
+            digest=view.digest_bytes,
+            hlc_max=view.hlc_max,
+        )
+
+    async def NodeStatus(
+        self,
+        _request: shard_pb2.NodeStatusRequest,
+        _context: Context[shard_pb2.NodeStatusRequest, shard_pb2.NodeStatusResponse],
+    ) -> shard_pb2.NodeStatusResponse:
+        """Every replica of this node, and what it is doing."""
+        return shard_pb2.NodeStatusResponse(
+            node=self._node.name,
+            replicas=[status.replica_state(replica) for replica in self._node.replicas.values()],
+            resident_bytes=psutil.Process().memory_info().rss,
+        )
+
+    def _check_collection(self, name: str) -> int:
+        """The collection's dimensions. Raises NotFound; Unavailable while the node loads."""
+        if name not in self._config.collections:
+            raise NotFound(f"collection {name!r} is not in the mesh file", "collection")
+        if not self._node.loaded:
+            raise Unavailable("the node is loading its replicas", retry_ms=LOADING_RETRY_MS)
+        return self._config.collections[name].dim
+
+    def _replica(self, collection: str, shard: int) -> HostedReplica | None:
+        self._check_collection(collection)
+        return self._node.replicas.get((collection, shard))
+
+    def _readable(self, replica: HostedReplica | None, epoch: int) -> tuple[ReplicaStatus | None, str]:
+        """(why the replica cannot be read, in words), or (None, "")."""
+        if replica is None or replica.engine is None or replica.reason:
+            return _unable(replica), replica.reason if replica else "not hosted here"
+        own = replica.members.epoch
+        if epoch != own:
+            stale = ReplicaStatus.STALE_EPOCH if epoch < own else ReplicaStatus.STALE_TOPOLOGY
+            return stale, f"epoch {epoch} is not {own}"
+        return None, ""
+
+    def _summary(self, collection: str, shard: int, epoch: int) -> shard_pb2.ReplicaSummary:
+        replica = self._node.replicas.get((collection, shard))
+        if replica is None or replica.engine is None or replica.reason:
+            return shard_pb2.ReplicaSummary(shard=shard, status=status_to_wire(_unable(replica)))
+        summary = replica.engine.core.summary(epoch)
+        return shard_pb2.ReplicaSummary(
+            shard=shard,
+            replica=summary.replica_id,
+            status=status_to_wire(summary.status),
+            applied=set_to_wire(summary.applied),
+            hlc_max=summary.hlc_max,
+            epoch=summary.epoch,
+        )
+
+    def _refused(self, replica: HostedReplica | None, verdict: ReplicaStatus, message: str) -> shard_pb2.WriteResponse:
+        engine = replica.engine if replica else None
+        return shard_pb2.WriteResponse(
+            status=status_to_wire(verdict),
+            replica=replica.replica_id if replica else "",
+            hlc_max=engine.view.hlc_max if engine else 0,
+            message=message,
+        )
+
+    def _want(self, replica: HostedReplica, gtids: GtidSet) -> None:
+        repair = self._node.repairs.get((replica.collection, replica.shard))
+        if repair is not None:
+            repair.want(gtids)
+
+    async def _leg(
+        self,
+        request: shard_pb2.SearchShardsRequest,
+        leg: shard_pb2.ShardSearch,
+        require: GtidSet,
+        task: search.SearchTask,
+        deadline: Deadline,
+    ) -> shard_pb2.ShardSearchResult:
+        """One shard of a search, whatever happens, as a result with a status."""
+        replica = self._node.replicas.get((request.collection, leg.shard))
+        refusal, message = self._readable(replica, request.epoch)
+        if refusal is not None or replica is None or replica.engine is None:
+            missing = refusal or ReplicaStatus.UNKNOWN_REPLICA
+            return shard_pb2.ShardSearchResult(shard=leg.shard, status=status_to_wire(missing), message=message)
+        held = search.open_spans(leg.traceparents, leg.shard, replica.replica_id, request.leg_role)
+        result = shard_pb2.ShardSearchResult(shard=leg.shard, replica=replica.replica_id)
+        try:
+            view, result.waited = await self._covering(replica, require, leg.holders, request.wait_ms, deadline)
+            await self._search(replica, replica.engine, view, task, deadline, held, result)
+        except NotCoveredError as error:
+            _fill_view(result, replica.engine.view)
+            result.status, result.message = shard_pb2.REPLICA_STATUS_NOT_COVERED, str(error)
+        except PoolFullError as error:
+            result.status, result.message = shard_pb2.REPLICA_STATUS_OVERLOADED, str(error)
+        except (DamagedRowError, StoreError, search.ViewExpiredError) as error:
+            result.status, result.message = shard_pb2.REPLICA_STATUS_FAILED, str(error)
+        except BaseException as error:
+            for span in held:
+                spans.record_error(span, error)
+            raise
+        finally:
+            for span in held:
+                spans.end_span(span)
+        return result
+
+    async def _covering(
+        self, replica: HostedReplica, require: GtidSet, holders: Sequence[str], wait_ms: int, deadline: Deadline
+    ) -> tuple[View, bool]:
+        """(a view that contains `require`, whether that took waiting). Raises NotCoveredError."""
+        assert replica.engine is not None, "the caller looked"
+        if replica.engine.view.applied.issuperset(require):
+            return replica.engine.view, False
+        view = await replica.covering_view(require, deadline.at_most_ms(wait_ms))
+        repair = self._node.repairs.get((replica.collection, replica.shard))
+        if view is None and repair is not None:
+            await repair.fetch(require, holders, deadline)
+            view = replica.engine.view if replica.engine.view.applied.issuperset(require) else None
+        if view is None:
+            missing = require.difference(replica.engine.view.applied)
+            raise NotCoveredError(f"{len(missing)} required batches did not arrive within {wait_ms} ms and a pull")
+        return view, True
+
+    async def _search(
+        self,
+        replica: HostedReplica,
+        engine: Engine,
+        view: View,
+        task: search.SearchTask,
+        deadline: Deadline,
+        held: Sequence[Span],
+        result: shard_pb2.ShardSearchResult,
+    ) -> None:
+        """Search `view`, once more on the newest when its rows were replaced, and fill `result`."""
+        if engine.damaged:
+            raise DamagedRowError(tuple(engine.damaged))
+
+        def work(queue_wait_us: int) -> tuple[list[shard_pb2.ShardQueryResult], View, int, int]:
+            began = self._clock.monotonic_s()
+            searched = view
+            try:
+                found = search.run(searched, engine.readers, task)
+            except search.ViewExpiredError:
+                searched = engine.view
+                found = search.run(searched, engine.readers, task)
+            search_us = int((self._clock.monotonic_s() - began) * 1e6)
+            search.describe(held, searched, task, queue_wait_us, search_us)
+            return found, searched, queue_wait_us, search_us
+
+        try:
+            found, searched, result.queue_wait_us, result.search_us = await self._pool.run(work, deadline)
+        except DamagedRowError as error:
+            engine.note_damage(error.names)
+            raise
+        _fill_view(result, searched)
+        result.results.extend(found)
+        result.status = shard_pb2.REPLICA_STATUS_OK
+
+    async def _documents(
+        self,
+        replica: HostedReplica,
+        engine: Engine,
+        request: shard_pb2.GetDocumentsRequest,
+        require: GtidSet,
+        deadline: Deadline,
+    ) -> shard_pb2.GetDocumentsResponse:
+        reply = shard_pb2.GetDocumentsResponse(replica=replica.replica_id)
+        try:
+            await self._covering(replica, require, request.holders, request.wait_ms, deadline)
+            ids, with_vectors = list(request.document_ids), request.include_vectors
+            applied, found = await self._pool.run(lambda _: read_documents(engine.readers, ids, with_vectors), deadline)
+        except NotCoveredError as error:
+            reply.status, reply.message = shard_pb2.REPLICA_STATUS_NOT_COVERED, str(error)
+            applied, found = engine.view.applied, []
+        except PoolFullError as error:
+            reply.status, reply.message = shard_pb2.REPLICA_STATUS_OVERLOADED, str(error)
+            return reply
+        except DamagedRowError as error:
+            engine.note_damage(error.names)
+            reply.status, reply.message = shard_pb2.REPLICA_STATUS_FAILED, str(error)
+            return reply
+        except StoreError as error:
+            reply.status, reply.message = shard_pb2.REPLICA_STATUS_FAILED, str(error)
+            return reply
+        else:
+            reply.status = shard_pb2.REPLICA_STATUS_OK
+        reply.view.CopyFrom(set_to_wire(applied))
+        reply.index_epoch = index_epoch(engine.view.parts, applied)
+        reply.documents.extend(found)
+        return reply
+
+
+def _unable(replica: HostedReplica | None) -> ReplicaStatus:
+    return ReplicaStatus.UNKNOWN_REPLICA if replica is None else ReplicaStatus.FAILED
+
+
+def _fill_view(result: shard_pb2.ShardSearchResult, view: View) -> None:
+    result.view.CopyFrom(set_to_wire(view.applied))
+    result.index_epoch = view.index_epoch
+    result.rows_live = view.rows_live
+    result.rows_dead = view.rows_dead
+    result.hlc_max = view.hlc_max

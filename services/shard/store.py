@@ -1,0 +1,144 @@
+"""SQLite, the truth of a replica; the only module that imports apsw.
+
+`Database` is one connection with the durability this project promises: write-ahead log, synchronous=FULL, so a
+committed transaction has been fsynced. SQLite's errors become four of ours, because the caller's answer differs:
+
+    StoreError
+    |- StoreFullError       the disk or the page limit is full: rolled back, nothing changed, may be tried again
+    |- StoreCorruptError    the file is not a sound database: the replica is lost
+    `- StoreIOError         a read, write or fsync failed: what the file holds is unknown until it is reopened
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+BUSY_MS = 10_000
+CACHE_KIB_WRITER = 16_384
+CACHE_KIB_READER = 4_096
+
+Value = int | str | bytes | float | None
+Row = tuple[Any, ...]
+
+
+class StoreError(Exception):
+    """SQLite refused or failed."""
+
+
+class StoreFullError(StoreError):
+    """No space; the transaction has been rolled back."""
+
+
+class StoreCorruptError(StoreError):
+    """Not a sound database."""
+
+
+class StoreIOError(StoreError):
+    """The disk failed; the process must not go on with this file."""
+
+
+_KINDS: tuple[tuple[type[Exception], type[StoreError]], ...] = (
+    (apsw.FullError, StoreFullError),
+    (apsw.CorruptError, StoreCorruptError),
+    (apsw.NotADBError, StoreCorruptError),
+    (apsw.IOError, StoreIOError),
+    (apsw.ReadOnlyError, StoreIOError),
+    (apsw.CantOpenError, StoreIOError),
+)
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except apsw.Error as error:
+        for kind, ours in _KINDS:
+            if isinstance(error, kind):
+                raise ours(f"{path}: {error}") from error
+        raise StoreError(f"{path}: {type(error).__name__}: {error}") from error
+
+
+class Database:
+    """One connection. Used by one thread at a time; a reader never blocks the writer (write-ahead log)."""
+
+    def __init__(self, path: Path, *, writable: bool) -> None:
+        """Open `path`; a writable connection creates it. Raises StoreError."""
+        self.path = path
+        flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if writable else 0)
+        with _translated(path):
+            self._connection = apsw.Connection(str(path), flags=flags)
+            self._connection.set_busy_timeout(BUSY_MS)
+        if writable:
+            self.rows("PRAGMA journal_mode=WAL")
+            self.rows("PRAGMA synchronous=FULL")
+            self.rows("PRAGMA wal_autocheckpoint=0")
+            self.rows(f"PRAGMA cache_size=-{CACHE_KIB_WRITER}")
+        else:
+            self.rows("PRAGMA query_only=ON")
+            self.rows(f"PRAGMA cache_size=-{CACHE_KIB_READER}")
+
+    def rows(self, sql: str, parameters: Sequence[Value] = ()) -> list[Row]:
+        """Run one statement and return all its rows. Raises StoreError."""
+        with _translated(self.path):
+            return list(self._connection.execute(sql, tuple(parameters)))
+
+    def first(self, sql: str, parameters: Sequence[Value] = ()) -> Row | None:
+        """The first row, or None. Raises StoreError."""
+        found = self.rows(sql, parameters)
+        return found[0] if found else None
+
+    def each(self, sql: str, parameters: Sequence[Value] = ()) -> Iterator[Row]:
+        """Rows one by one, for results too large to hold. Raises StoreError."""
+        with _translated(self.path):
+            yield from self._connection.execute(sql, tuple(parameters))
+
+    def many(self, sql: str, parameters: Sequence[Sequence[Value]]) -> None:
+        """Run one statement for each tuple of parameters. Raises StoreError."""
+        with _translated(self.path):
+            self._connection.executemany(sql, [tuple(line) for line in parameters])
+
+    def changed(self) -> int:
+        """Rows changed by the last statement."""
+        return self._connection.changes()
+
+    def last_rowid(self) -> int:
+        return self._connection.last_insert_rowid()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Everything read inside sees one committed state."""
+        self.rows("BEGIN")
+        try:
+            yield
+        finally:
+            self._end("COMMIT")
+
+    def begin(self) -> None:
+        """Open a write transaction. Raises StoreError."""
+        self.rows("BEGIN IMMEDIATE")
+
+    def commit(self) -> None:
+        """Make the transaction durable. Raises StoreError; after any error the caller rolls back."""
+        self.rows("COMMIT")
+
+    def rollback(self) -> None:
+        """Undo the open transaction, if SQLite has not done so itself."""
+        self._end("ROLLBACK")
+
+    def _end(self, verb: str) -> None:
+        with _translated(self.path):
+            if self._connection.in_transaction:
+                self._connection.execute(verb)
+
+    def checkpoint(self) -> None:
+        """Move committed pages from the log into the file without waiting for anyone. Raises StoreError."""
+        self.rows("PRAGMA wal_checkpoint(PASSIVE)")
+
+    def close(self) -> None:
+        with _translated(self.path):
+            self._connection.close()

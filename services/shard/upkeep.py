@@ -1,0 +1,95 @@
+"""Background work of one replica, in one thread: seal, checkpoint, purge, look for space on a full disk."""
+
+from __future__ import annotations
+
+import threading
+
+from observability.logs import logger
+from services.shard import sealing
+from services.shard.damage import DamagedRowError
+from services.shard.engine import Engine, ReplicaFailedError
+from services.shard.store import StoreError, StoreFullError, StoreIOError
+
+TICK_S = 1.0
+LOG_BYTES_CHECKPOINT = 4 * 1024 * 1024
+PURGE_TICKS = 10
+BACKOFF_TICKS = 30
+"""After a build failed, ticks until the next attempt."""
+_LOG = logger("shard")
+
+
+class Upkeep:
+    """The thread. `wake()` after a commit that may have filled the delta."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._backoff = 0
+        self._thread = threading.Thread(target=self._run, name=f"upkeep-{engine.replica_id[:8]}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Look at the view now if its delta is full; everything else waits for the next tick."""
+        if self._engine.view.delta.live >= self._engine.config.delta_rows_flush:
+            self._wake.set()
+
+    def stop(self) -> None:
+        """Stop after the step under way; returns when the thread has ended."""
+        self._stop.set()
+        self._wake.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        tick = 0
+        while not self._stop.is_set():
+            self._wake.wait(TICK_S)
+            self._wake.clear()
+            tick += 1
+            if self._stop.is_set() or self._engine.failure:
+                continue
+            try:
+                self.step(tick)
+            except RuntimeError as error:
+                # The engine was closed between two steps.
+                _LOG.debug("upkeep step skipped", reason=str(error))
+
+    def step(self, tick: int) -> None:
+        """One round of everything that is due."""
+        try:
+            if self._engine.read_only:
+                self._engine.probe().result()
+            self._seal()
+            if self._engine.log_bytes() > LOG_BYTES_CHECKPOINT:
+                self._engine.checkpoint()
+            if tick % PURGE_TICKS == 0:
+                self._purge()
+        except StoreIOError as error:
+            self._engine.hooks.fatal(str(error))
+        except (StoreError, ReplicaFailedError, OSError) as error:
+            self._backoff = BACKOFF_TICKS
+            _LOG.warning("upkeep failed; it is tried again", replica=self._engine.replica_id, reason=str(error))
+
+    def _seal(self) -> None:
+        if self._backoff:
+            self._backoff -= 1
+            return
+        while not self._stop.is_set():
+            sealing_due = sealing.due(self._engine.view, self._engine.config)
+            if sealing_due is None:
+                return
+            try:
+                sealing.build_and_publish(self._engine, sealing_due)
+            except DamagedRowError as error:
+                self._engine.note_damage(error.names)
+                self._backoff = BACKOFF_TICKS
+                return
+
+    def _purge(self) -> None:
+        try:
+            while self._engine.purge().result() and not self._stop.is_set():
+                continue
+        except StoreFullError as error:
+            _LOG.warning("no space to purge", replica=self._engine.replica_id, reason=str(error))

@@ -1,0 +1,143 @@
+"""The view: one committed state of a replica, immutable, swapped as a whole.
+
+A view couples the applied set with exactly the rows it describes. A commit derives the next view by copying the few
+bitmaps it touches; a search keeps the view it began with, so an updated row never vanishes from it half way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.quorum.gtid import GtidSet
+from services.shard import alive as bits
+from services.shard.damage import RowName
+from services.shard.delta import Delta
+from services.shard.segment import Segment
+
+DIGEST_MODULUS = 1 << 128
+FLAT = "flat"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A segment together with the rows of it that are alive in one view."""
+
+    segment: Segment
+    alive: NDArray[np.uint8]
+    live: int
+
+    @property
+    def dead(self) -> int:
+        return self.segment.rows - self.live
+
+    @property
+    def selector(self) -> NDArray[np.uint8] | None:
+        """The bitmap for FAISS; None while every row is alive, which is faster."""
+        return self.alive if self.dead else None
+
+    def without(self, rids: NDArray[np.int64]) -> Part:
+        """The part with `rids` dead; unknown ones are ignored."""
+        positions = self.segment.positions(rids)
+        if not len(positions):
+            return self
+        alive = bits.cleared(self.alive, positions)
+        return Part(self.segment, alive, bits.count(alive))
+
+    @classmethod
+    def of(cls, segment: Segment, live_rids: NDArray[np.int64]) -> Part:
+        """A part in which exactly the rows in `live_rids` are alive."""
+        mask = np.isin(segment.rids, live_rids)
+        return cls(segment, bits.from_mask(mask), int(mask.sum()))
+
+    def live_rids(self) -> NDArray[np.int64]:
+        return np.asarray(self.segment.rids[bits.to_mask(self.alive, self.segment.rows)], dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What one commit did to the live rows."""
+
+    dead: NDArray[np.int64]
+    """rids that are no longer live."""
+    born: NDArray[np.int64]
+    """rids that became live."""
+    vectors: NDArray[np.float16]
+    """(len(born), dim)."""
+    digest: int
+    """To add to the digest, modulo 2**128."""
+    documents: int
+    """To add to the number of live documents."""
+    damaged: tuple[RowName, ...] = ()
+    """Rows that should have become live but fail their checksum."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One committed state: applied set, live rows, and their digest."""
+
+    number: int
+    applied: GtidSet
+    hlc_max: int
+    parts: tuple[Part, ...]
+    delta: Delta
+    digest: int
+    documents_live: int
+    index_epoch: str
+
+    @property
+    def rows_live(self) -> int:
+        return self.delta.live + sum(part.live for part in self.parts)
+
+    @property
+    def rows_dead(self) -> int:
+        return self.delta.dead + sum(part.dead for part in self.parts)
+
+    @property
+    def digest_bytes(self) -> bytes:
+        return self.digest.to_bytes(16, "big")
+
+    def live_rids(self) -> NDArray[np.int64]:
+        """Every live rid, ascending."""
+        delta = self.delta.rids[self.delta.live_positions()]
+        return np.sort(np.concatenate([delta, *(part.live_rids() for part in self.parts)]))
+
+    def committed(self, applied: GtidSet, hlc_max: int, change: Change) -> View:
+        """The view after one commit."""
+        return replace(
+            self,
+            number=self.number + 1,
+            applied=applied,
+            hlc_max=hlc_max,
+            parts=tuple(part.without(change.dead) for part in self.parts) if len(change.dead) else self.parts,
+            delta=self.delta.without(change.dead).plus(change.born, change.vectors),
+            digest=(self.digest + change.digest) % DIGEST_MODULUS,
+            documents_live=self.documents_live + change.documents,
+            index_epoch=index_epoch(self.parts, applied),
+        )
+
+    def sealed(self, segment: Segment, replaced: frozenset[str]) -> View:
+        """The view in which `segment` takes the place of the segments named and of its rows in the delta.
+
+        A row that died while the segment was being built is dead in the new bitmap: only what is alive in *this*
+        view is alive in the next.
+        """
+        kept = tuple(part for part in self.parts if part.segment.name not in replaced)
+        part = Part.of(segment, self.live_rids())
+        parts = tuple(sorted((*kept, part), key=lambda p: (-p.segment.rows, p.segment.name)))
+        outside = ~np.isin(self.delta.rids, segment.rids)
+        return replace(
+            self,
+            number=self.number + 1,
+            parts=parts,
+            delta=self.delta.compacted(outside),
+            index_epoch=index_epoch(parts, self.applied),
+        )
+
+
+def index_epoch(parts: tuple[Part, ...], applied: GtidSet) -> str:
+    """Codec generation of the largest segment, a hyphen, short hash of the applied set."""
+    codec = max(parts, key=lambda part: part.segment.rows).segment.manifest.codec if parts else FLAT
+    return f"{codec}-{applied.digest().hex()[:8]}"
