@@ -1,0 +1,78 @@
+"""What is written, stored and repaired.
+
+The head row of a document is its only register: last writer wins by version. Passage rows are immutable and named by
+(document, ordinal, version); one is live if and only if its version is its document's head's. Replacing a document
+therefore is one step on every replica, however many batches its passages travelled in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.quorum.clock import Version
+from services.quorum.gtid import Gtid, GtidSet
+
+
+@dataclass(frozen=True, slots=True)
+class PassageRow:
+    """One passage. `vector`: dim little-endian float16; `payload`: opaque to replication."""
+
+    document_id: str
+    ordinal: int
+    version: Version
+    vector: bytes
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class HeadRow:
+    """Which version of a document is live and how many passages it has; 0 is a tombstone."""
+
+    document_id: str
+    passages: int
+    version: Version
+
+
+@dataclass(frozen=True, slots=True)
+class WriteBatch:
+    """One gtid: rows of one version for one shard. `depends`: earlier batches of the documents whose heads it holds."""
+
+    gtid: Gtid
+    version: Version
+    passages: tuple[PassageRow, ...]
+    heads: tuple[HeadRow, ...]
+    depends: GtidSet = GtidSet.EMPTY
+
+    def document_ids(self) -> tuple[str, ...]:
+        """Every document the batch touches, once, in order."""
+        names = [row.document_id for row in self.passages]
+        names += [head.document_id for head in self.heads]
+        return tuple(dict.fromkeys(names))
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """What a replica remembers of an applied batch, so that it can repair others."""
+
+    gtid: Gtid
+    version: Version
+    document_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentState:
+    """A document as one replica has it: its head and exactly the passages of the head's version."""
+
+    head: HeadRow
+    passages: tuple[PassageRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PullBundle:
+    """A self-contained repair: merging all of it entitles the receiver to add `covers` to its applied set."""
+
+    covers: GtidSet
+    documents: tuple[DocumentState, ...]
+    staged: tuple[PassageRow, ...]
+    ops: tuple[Op, ...]
+    hlc_max: int
