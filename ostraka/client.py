@@ -134,14 +134,13 @@ class Client:
         timeout_s: float | None = None,
     ) -> list[SearchResult]:
         """One result per query, in order; texts and vectors may be mixed. Raises OstrakaError."""
-        seen = self._session.tokens
         request = _request(
             pb.SearchRequest,
             collection=self._name(collection),
             queries=[_query(query, f"queries[{n}]") for n, query in enumerate(queries)],
             k=k,
             consistency=consistency.value,
-            session_token=b"".join(seen),
+            session_token=self._session.token,
             allow_partial=allow_partial,
             exact=exact,
             embedding_model=embedding_model,
@@ -151,7 +150,7 @@ class Client:
             return stub.Search(request, timeout=timeout, metadata=metadata)
 
         response: pb.SearchResponse = await self._open.unary(call, self._deadline(timeout_s), read=True)
-        self._session.absorb(seen, response.session_token)
+        self._session.add(response.session_token)
         if len(response.results) != len(queries):
             raise ServerError(f"{len(queries)} queries were answered by {len(response.results)} results")
         return [_search_result(result, response) for result in response.results]
@@ -168,14 +167,13 @@ class Client:
         timeout_s: float | None = None,
     ) -> AsyncIterator[AskEvent]:
         """Stream an answer: `Retrieved`, then `Delta`s, then `Answer`. Leaving the loop cancels the call."""
-        seen = self._session.tokens
         request = _request(
             pb.AskRequest,
             collection=self._name(collection),
             question=question,
             k=k,
             consistency=consistency.value,
-            session_token=b"".join(seen),
+            session_token=self._session.token,
             allow_partial=allow_partial,
             max_tokens=max_tokens,
         )
@@ -186,7 +184,7 @@ class Client:
         deadline = self._deadline(self._options.ask_timeout_s if timeout_s is None else timeout_s)
         async for message in self._open.stream(call, deadline):
             if message.WhichOneof("event") == "answer":
-                self._session.absorb(seen, message.answer.session_token)
+                self._session.add(message.answer.session_token)
             if (event := event_from_proto(message)) is not None:
                 yield event
 
@@ -285,14 +283,13 @@ class Client:
         timeout_s: float | None = None,
     ) -> GetResult:
         """Passages of whole documents, or single ones as `document#ordinal`; what does not exist is `missing`."""
-        seen = self._session.tokens
         request = _request(
             pb.GetRequest,
             collection=self._name(collection),
             document_ids=list(document_ids),
             passage_ids=list(passage_ids),
             consistency=consistency.value,
-            session_token=b"".join(seen),
+            session_token=self._session.token,
             include_vectors=include_vectors,
         )
 
@@ -300,7 +297,7 @@ class Client:
             return stub.Get(request, timeout=timeout, metadata=metadata)
 
         response: pb.GetResponse = await self._open.unary(call, self._deadline(timeout_s), read=True)
-        self._session.absorb(seen, response.session_token)
+        self._session.add(response.session_token)
         return GetResult(
             passages=tuple(map(Passage.from_proto, response.passages)),
             missing=tuple(response.missing),

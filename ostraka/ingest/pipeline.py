@@ -89,9 +89,12 @@ async def ingest(
             async for batch in run.batches(arguments, force=force):
                 await run.room.acquire()
                 group.create_task(run.send(batch))
-    except* CheckpointError as several:
+    except ExceptionGroup as several:
         # Each Upsert in flight meets the same full disk; one report of it is enough.
-        raise CheckpointError(str(several.exceptions[0])) from several
+        for error in several.exceptions:
+            if isinstance(error, CheckpointError):
+                raise error from None
+        raise
     return run.report
 
 
