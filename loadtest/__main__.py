@@ -1,7 +1,7 @@
 """`make loadtest`: offer the planned load to a running or freshly started mesh and judge what was observed.
 
 Exit codes: 0 every objective met, 1 one breached, 2 a mistake in the SLO file, the mesh file or an argument,
-3 undecided (too few samples, or the generator itself was the bottleneck), 4 the mesh could not be used.
+3 the mesh could not be used, 5 undecided (too few samples, or the generator itself was the bottleneck).
 """
 
 from __future__ import annotations
@@ -16,21 +16,26 @@ from pathlib import Path
 
 from loadtest import corpus, questions
 from loadtest.arrivals import scaled
-from loadtest.mesh import MeshError, client_of, running_mesh
+from loadtest.mesh import client_of, running_mesh
 from loadtest.plan import GENERATOR_FILE, SAMPLES_FILE, Plan, without_text_calls, write_plan
 from loadtest.report import GeneratorHealth, Run, as_json, as_text, schedule_lag_ms_p99
 from loadtest.samples import Sample, read_samples
 from loadtest.slo import Slo, SloError, load_slo
 from loadtest.verdict import Outcome, complete, judge
+from ostraka.cli.supervisor import SupervisorError
 from ostraka.client import Client
 from ostraka.errors import OstrakaError
 from services.runtime.config import Config, ConfigError
 
-EXIT_CODES = {Outcome.MET: 0, Outcome.BREACHED: 1, Outcome.UNDECIDED: 3}
+EXIT_CODES = {Outcome.MET: 0, Outcome.BREACHED: 1, Outcome.UNDECIDED: 5}
 EXIT_MISTAKE = 2
-EXIT_MESH = 4
+EXIT_MESH = 3
 GENERATOR_GRACE_S = 60.0
 """How much longer than the plan the generator process may take."""
+
+
+class GeneratorError(RuntimeError):
+    """The generator process did not do its work; the message says where to look."""
 
 
 def main() -> int:
@@ -44,7 +49,7 @@ def main() -> int:
     except (SloError, ConfigError, corpus.CorpusError, questions.NoQuestionsError) as error:
         print(f"loadtest: {error}", file=sys.stderr)
         return EXIT_MISTAKE
-    except (OstrakaError, MeshError) as error:
+    except (OstrakaError, SupervisorError, GeneratorError) as error:
         print(f"loadtest: the mesh cannot be used: {error}", file=sys.stderr)
         return EXIT_MESH
     text = as_text(run)
@@ -108,13 +113,15 @@ async def _generate(directory: Path, duration_s: float) -> None:
         async with asyncio.timeout(duration_s + GENERATOR_GRACE_S):
             code = await process.wait()
     except TimeoutError:
-        raise MeshError(f"the generator did not end {GENERATOR_GRACE_S:g} s after its plan; see {directory}") from None
+        raise GeneratorError(
+            f"the generator did not end {GENERATOR_GRACE_S:g} s after its plan; see {directory}"
+        ) from None
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
     if code:
-        raise MeshError(f"the generator ended with exit code {code}; see {directory}")
+        raise GeneratorError(f"the generator ended with exit code {code}; see {directory}")
 
 
 async def _clean_up(client: Client, written_max: int) -> None:

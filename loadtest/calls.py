@@ -20,8 +20,9 @@ from loadtest.slo import Load
 from loadtest.workload import Operation, PlannedCall
 from observability.sync_stub import Outcome, TracedMethod, traced_stream, traced_unary
 from ostraka.v1 import passage_pb2, router_pb2
+from services.runtime.channel import channel_options
 from services.runtime.config import Config
-from services.runtime.tls import Role, channel_credentials, role_name
+from services.runtime.tls import Role, channel_credentials
 
 EMPTY = "EMPTY"
 UNFINISHED = "UNFINISHED"
@@ -44,10 +45,7 @@ class RouterCalls:
 
     def __init__(self, config: Config, load: Load, questions: Sequence[Question]) -> None:
         """Raises ConfigError when the client certificate is missing or damaged."""
-        options = [
-            ("grpc.ssl_target_name_override", role_name(Role.ROUTER)),
-            ("grpc.max_receive_message_length", config.mesh.message_bytes_max),
-        ]
+        options = channel_options(Role.ROUTER, config.mesh.message_bytes_max)
         credentials = channel_credentials(config.certs_dir, Role.CLIENT.value)
         self._channels = [grpc.secure_channel(a, credentials, options) for a in config.router.addresses]
         self._searches = cycle([_search_method(channel) for channel in self._channels])

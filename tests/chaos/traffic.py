@@ -73,14 +73,14 @@ class Traffic:
     async def verify_all(self) -> None:
         """Read every document once more and hold it against the register; call it while paused."""
         for document_id in self.vectors:
-            await self._counted(lambda one=document_id: self._get(one))  # type: ignore[misc]  # binds this turn's id
+            await self._counted(self._get, document_id)
 
     async def _write_for_ever(self, writer: int) -> None:
         rng = random.Random(f"{self._seed}/writer/{writer}")
         while True:
             await self._open.wait()
             document_id = f"w{writer}/d{rng.randrange(DOCUMENTS_PER_WRITER)}"
-            await self._counted(lambda one=document_id: self._write(one))  # type: ignore[misc]  # binds this turn's id
+            await self._counted(self._write, document_id)
 
     async def _read_for_ever(self, reader: int) -> None:
         rng = random.Random(f"{self._seed}/reader/{reader}")
@@ -88,12 +88,12 @@ class Traffic:
         while True:
             await self._open.wait()
             way, document_id = rng.choice((self._get, self._search)), rng.choice(ids)
-            await self._counted(lambda way=way, one=document_id: way(one))  # type: ignore[misc]  # as above
+            await self._counted(way, document_id)
 
-    async def _counted(self, call: Callable[[], Awaitable[None]]) -> None:
+    async def _counted(self, call: Callable[[str], Awaitable[None]], document_id: str) -> None:
         self.inflight += 1
         try:
-            await call()
+            await call(document_id)
         except OstrakaError as error:
             self.problems.append(f"a call failed: {type(error).__name__}: {error}")
         finally:
