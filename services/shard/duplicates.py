@@ -15,8 +15,7 @@ def differs_from_stored(readers: Readers, batch: WriteBatch) -> bool:
         op = reader.op(batch.gtid)
         if op is None:
             return False
-        documents = {row.document_id for row in (*batch.passages, *batch.heads)}
-        if op.version != batch.version or documents != set(op.document_ids):
+        if op.version != batch.version or set(batch.document_ids()) != set(op.document_ids):
             return True
         return _rows_differ(reader, batch)
 

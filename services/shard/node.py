@@ -18,7 +18,7 @@ from services.runtime.tls import Role
 from services.runtime.topology_file import ShardTopology, Topology, replica_problem
 from services.shard.damage import DamagedRowError
 from services.shard.engine import Engine, Hooks
-from services.shard.hosted import HostedReplica, ReplicaPhase
+from services.shard.hosted import HostedReplica
 from services.shard.repair import Repair
 from services.shard.store import StoreError
 
@@ -59,8 +59,9 @@ class Node:
 
     async def ready(self) -> None:
         """Wait until every replica that can serve has caught up. Never returns when none can."""
-        while not self._is_ready():
-            await asyncio.sleep(0.02)
+        await asyncio.gather(*(repair.caught_up() for repair in self.repairs.values()))
+        if self.replicas and not self.repairs:
+            await asyncio.Event().wait()
 
     async def close(self) -> None:
         """Stop gossip, finish queued writes, close the files."""
@@ -69,10 +70,6 @@ class Node:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(asyncio.to_thread(replica.close) for replica in self.replicas.values()))
         await asyncio.gather(*(channel.close() for channel in self._channels.values()))
-
-    def _is_ready(self) -> bool:
-        able = [replica for replica in self.replicas.values() if replica.phase is not ReplicaPhase.FAILED]
-        return (bool(able) or not self.replicas) and all(replica.caught_up for replica in able)
 
     def _stub(self, node: str, address: str) -> shard_pb2_grpc.ShardServiceAsyncStub:
         if node not in self._channels:

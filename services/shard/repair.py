@@ -49,6 +49,7 @@ class Repair:
         self._heard: set[str] = set()
         self._wanted = GtidSet.EMPTY
         self._hint = asyncio.Event()
+        self._caught_up = asyncio.Event()
         self._unreachable: set[str] = set()
 
     def want(self, gtids: GtidSet) -> None:
@@ -59,6 +60,10 @@ class Repair:
     def hurry(self) -> None:
         """Look for damaged rows and peers' batches now rather than at the next interval."""
         self._hint.set()
+
+    async def caught_up(self) -> None:
+        """Wait until enough peers were heard, or too long."""
+        await self._caught_up.wait()
 
     async def fetch(self, want: GtidSet, holders: Sequence[str], deadline: Deadline) -> None:
         """Pull `want` from its holders, then from other peers, until it is here or everyone was asked."""
@@ -156,6 +161,7 @@ class Repair:
         needed = len(members.voters) - members.write_quorum
         if not self._replica.caught_up and (len(self._heard) >= min(needed, len(self._peers)) or started.expired()):
             self._replica.caught_up = True
+            self._caught_up.set()
             _LOG.info(
                 "replica caught up",
                 replica=self._replica.replica_id,

@@ -75,7 +75,11 @@ def _result(
 def open_spans(traceparents: Sequence[str], shard: int, replica_id: str, leg_role: str) -> list[Span]:
     """One `search` span per distinct leg; queries that share a traceparent share a span."""
     distinct = list(dict.fromkeys(traceparents)) or [""]
-    attributes = {names.SHARD: shard, names.REPLICA: replica_id, names.LEG_ROLE: leg_role or names.LEG_PRIMARY}
+    attributes: spans.Attributes = {
+        names.SHARD: shard,
+        names.REPLICA: replica_id,
+        names.LEG_ROLE: leg_role or names.LEG_PRIMARY,
+    }
     return [spans.start_span(names.SPAN_SEARCH, attributes=attributes, parent=parent or None) for parent in distinct]
 
 

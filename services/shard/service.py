@@ -258,7 +258,7 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         result = shard_pb2.ShardSearchResult(shard=leg.shard, replica=replica.replica_id)
         try:
             view, result.waited = await self._covering(replica, require, leg.holders, request.wait_ms, deadline)
-            await self._search(replica, replica.engine, view, task, deadline, held, result)
+            await self._search(replica.engine, view, task, deadline, held, result)
         except NotCoveredError as error:
             _fill_view(result, replica.engine.view)
             result.status, result.message = shard_pb2.REPLICA_STATUS_NOT_COVERED, str(error)
@@ -294,7 +294,6 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
 
     async def _search(
         self,
-        replica: HostedReplica,
         engine: Engine,
         view: View,
         task: search.SearchTask,

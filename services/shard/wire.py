@@ -5,7 +5,6 @@ Lost on the way in: nothing. A message that no value can stand for raises `WireE
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
 
 from ostraka.v1 import passage_pb2, shard_pb2
@@ -23,9 +22,9 @@ class WireError(ValueError):
         super().__init__(f"{field}: {message}")
 
 
-def status_to_wire(status: ReplicaStatus) -> shard_pb2.ReplicaStatus:
-    """The contract's number of a status; the names agree, which a test proves for all of them."""
-    return shard_pb2.ReplicaStatus.Value(f"REPLICA_STATUS_{status.name}")
+def status_to_wire(status: ReplicaStatus) -> shard_pb2.ReplicaStatus.ValueType:
+    """The contract's number of a status; a test proves that the names agree."""
+    return shard_pb2.ReplicaStatus.ValueType(status.value)
 
 
 def version_to_wire(version: Version) -> passage_pb2.Version:
@@ -54,20 +53,17 @@ def set_to_wire(gtids: GtidSet) -> passage_pb2.GtidSet:
 
 
 def set_from_wire(message: passage_pb2.GtidSet, field: str) -> GtidSet:
-    """Raises WireError when bounds are odd in number, descending or overlapping, or a source is repeated."""
-    intervals: dict[int, tuple[tuple[int, int], ...]] = {}
+    """Raises WireError when bounds are odd in number or descending, or a source is repeated."""
+    intervals: dict[int, list[tuple[int, int]]] = {}
     for entry in message.sources:
         bounds = list(entry.bounds)
         if not bounds or len(bounds) % 2 or entry.source in intervals:
             raise WireError(field, f"source {entry.source} needs first and last of each interval, once")
-        spans = tuple(zip(bounds[::2], bounds[1::2], strict=True))
-        flat = [bound for low, high in spans for bound in (low, high)]
-        if flat[0] < 1 or any(a > b for a, b in itertools.pairwise(flat)):
-            raise WireError(field, f"bounds of source {entry.source} are not ascending from 1")
-        if any(a[1] >= b[0] for a, b in itertools.pairwise(spans)):
-            raise WireError(field, f"intervals of source {entry.source} overlap")
-        intervals[entry.source] = spans
-    return GtidSet.from_intervals(intervals)
+        intervals[entry.source] = list(zip(bounds[::2], bounds[1::2], strict=True))
+    try:
+        return GtidSet.from_intervals(intervals)
+    except ValueError as error:
+        raise WireError(field, str(error)) from error
 
 
 def passage_to_wire(row: PassageRow, *, with_vector: bool = True) -> shard_pb2.PassageRow:
