@@ -124,7 +124,7 @@ def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> 
     `path` None means `OSTRAKA_MESH_FILE`, else `mesh.toml` in the working directory. Raises ConfigError.
     """
     env = os.environ if environ is None else environ
-    file = (path or Path(env.get(f"{ENV_PREFIX}MESH_FILE", MESH_FILE_DEFAULT))).absolute()
+    file = mesh_file_path(path, env)
     try:
         raw = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -132,6 +132,12 @@ def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> 
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"mesh file {file}: {error}") from error
     return parse(raw, file, env)
+
+
+def mesh_file_path(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Path:
+    """The absolute path that `load` reads, whether it exists or not."""
+    env = os.environ if environ is None else environ
+    return (path or Path(env.get(f"{ENV_PREFIX}MESH_FILE", MESH_FILE_DEFAULT))).absolute()
 
 
 def parse(raw: Mapping[str, Any], path: Path, environ: Mapping[str, str]) -> Config:
