@@ -20,17 +20,11 @@ from services.quorum.rows import DocumentState, HeadRow, Op, PassageRow, PullBun
 from services.quorum.status import ReplicaStatus
 
 
-class ReplicaStore(Protocol):
-    """A replica's rows, inside a transaction that the caller opened."""
+class ReplicaRows(Protocol):
+    """A replica's rows for reading, all of one committed state or of the transaction under way."""
 
     def head(self, document_id: str) -> HeadRow | None:
         """The document's head, tombstones included."""
-
-    def put_head(self, head: HeadRow) -> None:
-        """Replace the head; passages of older versions are superseded and those of this version become live."""
-
-    def put_passages(self, rows: Sequence[PassageRow]) -> None:
-        """Add immutable passages; one already there stays as it is. Live at once if the head has its version."""
 
     def live_passages(self, document_id: str) -> list[PassageRow]:
         """The passages of the head's version, by ordinal."""
@@ -40,6 +34,16 @@ class ReplicaStore(Protocol):
 
     def op(self, gtid: Gtid) -> Op | None:
         """What is remembered of an applied batch."""
+
+
+class ReplicaStore(ReplicaRows, Protocol):
+    """A replica's rows, inside a transaction that the caller opened."""
+
+    def put_head(self, head: HeadRow) -> None:
+        """Replace the head; passages of older versions are superseded and those of this version become live."""
+
+    def put_passages(self, rows: Sequence[PassageRow]) -> None:
+        """Add immutable passages; one already there stays as it is. Live at once if the head has its version."""
 
     def put_op(self, op: Op) -> None:
         """Remember an applied batch; idempotent."""
@@ -152,7 +156,7 @@ class ReplicaCore:
         """The transaction was rolled back: forget what it staged."""
         self._staged = self._published
 
-    def pull(self, want: GtidSet, store: ReplicaStore, documents_max: int = 256) -> Iterator[PullBundle]:
+    def pull(self, want: GtidSet, store: ReplicaRows, documents_max: int = 256) -> Iterator[PullBundle]:
         """What this replica has of `want`, as self-contained bundles of about `documents_max` documents.
 
         `store` must be at least as new as the published state. A batch whose documents were replaced since is
@@ -173,7 +177,7 @@ class ReplicaCore:
         if ops:
             yield self._bundle(ops, names, hlc_max, store)
 
-    def _bundle(self, ops: Sequence[Op], names: dict[str, None], hlc_max: int, store: ReplicaStore) -> PullBundle:
+    def _bundle(self, ops: Sequence[Op], names: dict[str, None], hlc_max: int, store: ReplicaRows) -> PullBundle:
         documents = []
         for document_id in names:
             head = store.head(document_id)
