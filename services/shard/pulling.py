@@ -1,29 +1,49 @@
-"""Serving a pull: the current state of what the wanted batches touched, in pieces that stand alone."""
+"""Serving a pull: the current state of what the wanted batches touched, in messages that stand alone."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 
 from ostraka.v1 import shard_pb2
 from services.quorum.gtid import GtidSet
+from services.quorum.rows import DocumentState, PullBundle
 from services.shard.engine import Engine
 from services.shard.rows_reader import RowsReader
 from services.shard.store import Database
 from services.shard.wire import bundle_to_wire
 
-DOCUMENTS_PER_PIECE = 64
+DOCUMENTS_PER_BUNDLE = 32
+MESSAGE_BYTES = 4 * 1024 * 1024
+"""Documents are put into one message up to this; a larger document travels alone."""
 
 
 async def stream(engine: Engine, want: GtidSet) -> AsyncIterator[shard_pb2.PullResponse]:
-    """Pieces for those of `want` that are applied here, all read from one committed state at least as new as the
+    """Messages for those of `want` that are applied here, all read from one committed state at least as new as the
     applied set announced. Raises DamagedRowError, StoreError."""
     applied = engine.view.applied
     database = await asyncio.to_thread(Database, engine.database_path, writable=False)
     try:
         with database.reading():
-            pieces = engine.core.pull(want, RowsReader(database), DOCUMENTS_PER_PIECE)
-            while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
-                yield bundle_to_wire(piece, applied)
+            bundles = engine.core.pull(want, RowsReader(database), DOCUMENTS_PER_BUNDLE)
+            while (bundle := await asyncio.to_thread(next, bundles, None)) is not None:
+                for piece in pieces(bundle):
+                    yield bundle_to_wire(piece, applied)
     finally:
         database.close()
+
+
+def pieces(bundle: PullBundle) -> Iterator[PullBundle]:
+    """The bundle in parts of about MESSAGE_BYTES. Only the last one covers the batches: a document's state may be
+    merged at any time, but a batch counts as applied once all of its documents are there."""
+    gathered: list[DocumentState] = []
+    size = sum(len(row.vector) + len(row.payload) for row in bundle.staged)
+    for document in bundle.documents:
+        weight = sum(len(row.vector) + len(row.payload) for row in document.passages)
+        if gathered and size + weight > MESSAGE_BYTES:
+            yield PullBundle(GtidSet.EMPTY, tuple(gathered), (), (), bundle.hlc_max)
+            gathered, size = [], 0
+        gathered.append(document)
+        size += weight
+    yield replace(bundle, documents=tuple(gathered))
