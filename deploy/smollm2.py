@@ -111,11 +111,16 @@ def convert(gguf: Path, target: Path) -> None:
 
 
 def serve(model: Path, port: int) -> None:
-    """Replace this process by `transformers serve`."""
+    """Replace this process by `transformers serve`, which answers to the model name SmolLM2-135M-Instruct."""
     program = Path(sys.executable).with_name("transformers")
     print(f"serving {model.name} at http://127.0.0.1:{port}/v1", flush=True)
-    arguments = [str(program), "serve", str(model), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
-    os.execve(program, arguments, {**os.environ, "HF_HUB_OFFLINE": "1"})  # noqa: S606  # no shell wanted
+    arguments = [str(program), "serve", model.name, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    hub = model.parent / "hub"
+    hub.mkdir(exist_ok=True)  # /v1/models fails without a hub cache
+    # The server takes requests only for the name it was started with; from here that is the plain one.
+    os.chdir(model.parent)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(hub)}
+    os.execve(program, arguments, environment)  # noqa: S606  # no shell wanted
 
 
 def sha256(file: Path) -> str:
