@@ -14,7 +14,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from loadtest import corpus, questions
+from loadtest import corpus, discovery, questions
 from loadtest.arrivals import scaled
 from loadtest.mesh import client_of, running_mesh
 from loadtest.plan import GENERATOR_FILE, SAMPLES_FILE, Plan, without_text_calls, write_plan
@@ -96,12 +96,12 @@ async def _questions(
     if args.questions:
         return questions.from_file(args.questions)
     dim = config.collections[slo.load.collection].dim
-    found = await questions.discover(client, dim=dim, kind=slo.load.questions, seed=slo.load.seed)
+    found = await discovery.discover(client, dim=dim, kind=slo.load.questions, seed=slo.load.seed)
     if not found:
         _say(f"collection {slo.load.collection!r} holds nothing to ask about; storing some documents first")
         documents = corpus.from_file(args.corpus) if args.corpus else corpus.builtin()
         _say(f"{await corpus.seed(client, documents):,} passages stored")
-        found = await questions.discover(client, dim=dim, kind=slo.load.questions, seed=slo.load.seed)
+        found = await discovery.discover(client, dim=dim, kind=slo.load.questions, seed=slo.load.seed)
     if not found:
         raise questions.NoQuestionsError(f"collection {slo.load.collection!r} yields no {slo.load.questions} questions")
     return found
@@ -127,8 +127,8 @@ async def _generate(directory: Path, duration_s: float) -> None:
 async def _clean_up(client: Client, written_max: int) -> None:
     """Delete what the writers of the mix stored; deleting what never existed is harmless."""
     ids = [f"{questions.WRITER_PREFIX}{number}" for number in range(written_max)]
-    for start in range(0, len(ids), questions.GET_IDS_MAX):
-        part = ids[start : start + questions.GET_IDS_MAX]
+    for start in range(0, len(ids), discovery.GET_IDS_MAX):
+        part = ids[start : start + discovery.GET_IDS_MAX]
         missing = set((await client.get(part)).missing)
         if stored := [document_id for document_id in part if document_id not in missing]:
             await client.delete(stored)
