@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ostraka.answers import Answer, AskEvent, event_from_proto
 from ostraka.connection import Connection, Deadline, RpcMetadata
@@ -45,7 +45,9 @@ from ostraka.results import (
 from ostraka.retry import RetryPolicy
 from ostraka.session import Session
 from ostraka.v1 import router_pb2 as pb
-from ostraka.v1.router_pb2_grpc import RouterServiceAsyncStub
+
+if TYPE_CHECKING:
+    from ostraka.v1.router_pb2_grpc import RouterServiceAsyncStub
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 import grpc
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -14,7 +14,11 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from ostraka.credentials import ROUTER_NAME, Credentials
 from ostraka.errors import DeadlineExceeded, OstrakaError, from_rpc_error
 from ostraka.retry import RetryPolicy
-from ostraka.v1.router_pb2_grpc import RouterServiceAsyncStub, RouterServiceStub
+from ostraka.v1.router_pb2_grpc import RouterServiceStub
+
+if TYPE_CHECKING:
+    # The asynchronous stub exists for type checkers only; at run time one class serves both kinds of channel.
+    from ostraka.v1.router_pb2_grpc import RouterServiceAsyncStub
 
 ResponseT = TypeVar("ResponseT", covariant=True)
 EventT = TypeVar("EventT")
@@ -32,7 +36,7 @@ class UnaryCall(Protocol[ResponseT]):
     ) -> Awaitable[ResponseT]: ...
 
 
-StreamCall: TypeAlias = Callable[[RouterServiceAsyncStub, float, RpcMetadata], AsyncIterator[EventT]]
+StreamCall: TypeAlias = Callable[["RouterServiceAsyncStub", float, RpcMetadata], AsyncIterator[EventT]]
 
 
 class Deadline:
