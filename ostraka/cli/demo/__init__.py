@@ -1,0 +1,1 @@
+"""The demonstration: real documents, real questions, a killed node, and the proof that nothing was lost."""

@@ -1,0 +1,163 @@
+"""`ask`, `search`, `get`: reading."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ostraka.answers import Answer, AskEvent, Delta, Retrieved
+from ostraka.cli.exit_codes import ExitCode
+from ostraka.cli.options import CollectionOption, ConsistencyOption, JsonOption, Level, MeshFileOption, TimeoutOption
+from ostraka.cli.output import CONSOLE, command, print_json, print_json_line, print_table
+from ostraka.cli.session import open_client
+from ostraka.results import Hit, Provenance, ShardCoverage
+
+_PREVIEW_CHARS = 160
+
+
+@command
+async def ask(
+    question: Annotated[str, typer.Argument(help="The question, in words.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="Passages to retrieve.")] = 8,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    consistency: ConsistencyOption = Level.QUORUM,
+    partial: Annotated[bool, typer.Option("--partial", help="Answer although a shard is unavailable.")] = False,
+    collection: CollectionOption = "docs",
+    timeout_s: TimeoutOption = 60.0,
+    mesh_file: MeshFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a question; the answer streams in with citations, then the provenance of every passage.
+
+    With --json, one event per line: retrieved, delta, answer.
+    """
+    async with open_client(mesh_file, collection) as client:
+        events = client.ask(
+            question,
+            k=k,
+            max_tokens=max_tokens,
+            consistency=consistency.consistency,
+            allow_partial=partial,
+            timeout_s=timeout_s,
+        )
+        async for event in events:
+            if as_json:
+                print_json_line({type(event).__name__.lower(): event})
+            else:
+                print_event(event)
+
+
+def print_event(event: AskEvent) -> None:
+    """A piece of the answer as it arrives; at the end its table of provenance."""
+    if isinstance(event, Delta):
+        CONSOLE.print(event.text, end="", markup=False, soft_wrap=True)
+    elif isinstance(event, Answer):
+        CONSOLE.print()
+        print_provenance(event.provenance)
+        _print_coverage(event.coverage)
+        CONSOLE.print(f"model {event.model}, finished: {event.finish_reason}; trace {event.trace_id}", markup=False)
+    else:
+        assert isinstance(event, Retrieved)
+
+
+def print_provenance(provenance: tuple[Provenance, ...]) -> None:
+    """Where each passage came from and what became of it."""
+    columns = (
+        "passage id", "source", "version", "shard", "replica", "index epoch", "dense score", "rank", "in prompt",
+        "cited",
+    )  # fmt: skip
+    rows = [
+        (
+            p.passage_id,
+            p.source,
+            str(p.version),
+            p.shard,
+            p.replica[:8],
+            p.index_epoch,
+            p.dense_score,
+            p.rank,
+            p.in_prompt,
+            p.cited,
+        )
+        for p in provenance
+    ]
+    print_table("Provenance", columns, rows)
+
+
+@command
+async def search(
+    query: Annotated[str, typer.Argument(help="What to look for, in words.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="Hits.")] = 10,
+    exact: Annotated[bool, typer.Option("--exact", help="Exhaustive instead of approximate.")] = False,
+    consistency: ConsistencyOption = Level.QUORUM,
+    partial: Annotated[bool, typer.Option("--partial", help="Answer although a shard is unavailable.")] = False,
+    collection: CollectionOption = "docs",
+    timeout_s: TimeoutOption = 10.0,
+    mesh_file: MeshFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the passages nearest in meaning to a query."""
+    async with open_client(mesh_file, collection) as client:
+        result = await client.search(
+            query,
+            k=k,
+            exact=exact,
+            consistency=consistency.consistency,
+            allow_partial=partial,
+            timeout_s=timeout_s,
+        )
+    if as_json:
+        print_json(result)
+        return
+    print_table(
+        f"{len(result)} hits, trace {result.trace_id}",
+        ("rank", "score", "passage id", "title", "text"),
+        [_hit_row(hit) for hit in result],
+    )
+    _print_coverage(result.coverage)
+
+
+@command
+async def get(
+    ids: Annotated[list[str], typer.Argument(help="Document ids, or passage ids such as guide.md#3.")],
+    passages: Annotated[bool, typer.Option("--passages", help="The ids are passage ids.")] = False,
+    consistency: ConsistencyOption = Level.QUORUM,
+    collection: CollectionOption = "docs",
+    timeout_s: TimeoutOption = 10.0,
+    mesh_file: MeshFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print documents as the mesh holds them. Exit code 1 when one does not exist."""
+    async with open_client(mesh_file, collection) as client:
+        result = await client.get(
+            [] if passages else ids,
+            passage_ids=ids if passages else [],
+            consistency=consistency.consistency,
+            timeout_s=timeout_s,
+        )
+    if as_json:
+        print_json(result)
+    else:
+        for passage in result.passages:
+            CONSOLE.print(
+                f"{passage.passage_id}  {passage.title}  version {passage.version}", style="bold", markup=False
+            )
+            CONSOLE.print(passage.text, markup=False)
+        for missing in result.missing:
+            CONSOLE.print(f"{missing}: does not exist", style="yellow", markup=False)
+    if result.missing:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _hit_row(hit: Hit) -> tuple[object, ...]:
+    text = " ".join(hit.passage.text.split())
+    preview = text if len(text) <= _PREVIEW_CHARS else text[: _PREVIEW_CHARS - 1] + "…"
+    return hit.provenance.rank, hit.score, hit.passage.passage_id, hit.passage.title, preview
+
+
+def _print_coverage(coverage: tuple[ShardCoverage, ...]) -> None:
+    """Partial coverage is never silent."""
+    for shard in coverage:
+        if not shard.complete:
+            CONSOLE.print(f"shard {shard.shard} took no part: {shard.reason}", style="yellow", markup=False)
