@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -32,9 +33,10 @@ class FixedClock:
         return self.now_ms / 1_000
 
 
-def config(**changes: int | float) -> ShardConfig:
-    """Small limits, no disk reserve."""
-    return ShardConfig(**{"disk_reserve_bytes": 0, "delta_rows_flush": 200, "train_rows_min": 700, **changes})  # type: ignore[arg-type] # every changed field is a number
+def config(**changes: int) -> ShardConfig:
+    """Small limits, a long queue, no disk reserve."""
+    base = ShardConfig(disk_reserve_bytes=0, delta_rows_flush=200, train_rows_min=700, write_queue_max=4_096)
+    return replace(base, **changes)
 
 
 def vector(seed: int, dim: int = DIM) -> bytes:
