@@ -113,15 +113,17 @@ def configure(settings: LogSettings, stream: TextIO | None = None) -> None:
     _OUTPUT.settings, _OUTPUT.threshold, _OUTPUT.stream = settings, _LEVELS[settings.level], stream
     _OUTPUT.queue = DropQueue("ostraka-logs", _OUTPUT.write, items_max=LINES_MAX, batch_max=256, interval_s=0.1)
     root = logging.getLogger()
-    root.handlers = [_Bridge()]
+    root.addHandler(_BRIDGE)
     root.setLevel(logging.WARNING)
 
 
 def shutdown(timeout_s: float = _FLUSH_S) -> None:
-    """Write what is queued and return to direct writing."""
+    """Write what is queued and return to direct writing of warnings. May be called again."""
     queue, _OUTPUT.queue = _OUTPUT.queue, None
     if queue is not None:
         queue.close(timeout_s)
+    _OUTPUT.settings, _OUTPUT.threshold, _OUTPUT.stream = LogSettings("", "", "warning"), _LEVELS["warning"], None
+    logging.getLogger().removeHandler(_BRIDGE)
 
 
 def lines_dropped() -> int:
@@ -141,3 +143,4 @@ def _timestamp() -> str:
 
 
 _ACCESS = Logger("access")
+_BRIDGE = _Bridge()

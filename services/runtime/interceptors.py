@@ -124,7 +124,7 @@ class DeadlineInterceptor(CallInterceptor):
         if method.startswith("/grpc."):
             return await proceed()
         given_s: float | None = context.time_remaining()
-        budget_ms = self._default_ms if given_s is None else given_s * 1_000
+        budget_ms = self._default_ms if given_s is None else given_s * 1_000 - _rounding_ms(given_s * 1_000)
         budget_ms = min(budget_ms, self._max_ms) - REPLY_RESERVE_MS
         if budget_ms <= 0:
             raise DeadlineExceeded("the deadline was spent before the call arrived", definite=True)
@@ -142,3 +142,9 @@ def caller_roles(context: ServicerContext) -> frozenset[Role]:
     """The roles that the caller's verified certificate names."""
     names = context.auth_context().get(_SAN_KEY, ())
     return roles_of(name.decode(errors="replace") for name in names)
+
+
+def _rounding_ms(given_ms: float) -> int:
+    """How much longer than the caller's own deadline the one on the wire may be: gRPC rounds it up to 1, 10, 100
+    or 1,000 ms, below 1, 10, 100 seconds and beyond."""
+    return next((unit for limit, unit in ((1_000, 1), (10_000, 10), (100_000, 100)) if given_ms <= limit), 1_000)

@@ -130,6 +130,7 @@ def run_process(service_name: str, instance: str, main: Main, argv: Sequence[str
         seat = seat_of(config, service_name, node=arguments.node, index=arguments.index, instance=instance)
         _configure_telemetry(config, service_name, seat)
     except (ConfigError, ValueError, OSError) as error:
+        logs.shutdown()
         sys.stderr.write(f"{service_name}: {error}\n")
         return 2
     try:

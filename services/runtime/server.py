@@ -66,9 +66,8 @@ class MeshServer:
         try:
             port = server.add_secure_port(address, credentials)
         except RuntimeError as error:
-            raise StartError(
-                f"{service_name}: cannot listen on {address}: the address is in use or not ours"
-            ) from error
+            why = "the port is in use, or the host is not this machine's"
+            raise StartError(f"{service_name}: cannot listen on {address}: {why}") from error
         await server.start()
         _LOG.info("listening", server=service_name, role=role.value, address=address, port=port)
         return cls(server, health, port, config.mesh.drain_s)
