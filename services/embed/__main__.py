@@ -14,7 +14,7 @@ from services.embed.service import EmbedServicer
 from services.runtime.clock import SYSTEM_CLOCK
 from services.runtime.config import Config
 from services.runtime.deadline import Deadline
-from services.runtime.lifecycle import Lifecycle, run_process
+from services.runtime.lifecycle import Lifecycle, State, run_process
 from services.runtime.server import MeshServer
 from services.runtime.tls import Role
 
@@ -39,8 +39,9 @@ async def serve(config: Config, lifecycle: Lifecycle) -> None:
     )
     try:
         await batcher.embed(Lane.QUERY, ("warm-up",), Deadline.after_ms(WARM_UP_MS))
-        await server.set_serving(True)
-        lifecycle.serving()
+        if lifecycle.state is State.STARTING:  # not when a signal came first
+            await server.set_serving(True)
+            lifecycle.serving()
         await lifecycle.stop_requested()
     finally:
         await server.stop()

@@ -9,8 +9,8 @@ from ostraka.v1 import generator_pb2_grpc
 from services.generator.backend import Backend, ExtractiveBackend
 from services.generator.service import GeneratorServicer, check_budget
 from services.runtime.clock import SYSTEM_CLOCK
-from services.runtime.config import Config, GeneratorConfig, secret
-from services.runtime.lifecycle import Lifecycle, run_process
+from services.runtime.config import Config, ConfigError, GeneratorConfig, secret
+from services.runtime.lifecycle import Lifecycle, State, run_process
 from services.runtime.server import MeshServer
 from services.runtime.tls import Role
 
@@ -21,6 +21,8 @@ def backend_of(config: GeneratorConfig) -> Backend:
     """The configured backend. Raises ConfigError."""
     if config.backend == "extractive":
         return ExtractiveBackend()
+    if config.model == "extractive":
+        raise ConfigError("generator.model must name the endpoint's model when generator.backend is openai")
     # Imported here: the SDK takes a second that the default does not need.
     from services.generator.openai_backend import OpenAIBackend
 
@@ -44,8 +46,9 @@ async def serve(config: Config, lifecycle: Lifecycle) -> None:
         servicers=[(generator_pb2_grpc.add_GeneratorServiceServicer_to_server, servicer)],
     )
     try:
-        await server.set_serving(True)
-        lifecycle.serving()
+        if lifecycle.state is State.STARTING:  # not when a signal came first
+            await server.set_serving(True)
+            lifecycle.serving()
         await lifecycle.stop_requested()
     finally:
         await server.stop()
