@@ -220,16 +220,15 @@ async def test_bad_searches_are_invalid_arguments(node: ShardNode) -> None:
 
 async def test_a_search_pulls_what_its_view_lacks(pair: tuple[ShardNode, ShardNode]) -> None:
     one, two = pair
+    two.replica.config = replace(two.config.shard, gossip_ms=60_000)
+    gossip(one, two)
+    await two.node.ready()
     entry = batch(1, [("a", 3)])
     await one.stub.Write(write_request(entry, now(entry)), timeout=TIMEOUT_S)
-    # Gossip in one direction only: the search itself must fetch, before any exchange could.
-    two.config = replace(two.config, shard=replace(two.config.shard, gossip_ms=60_000))
-    two.replica.config = two.config.shard
-    two.replica.caught_up = True
-    gossip(one, two)
+    assert not two.applied, "its next exchange is a minute away"
     request = search_request(entry, require=GtidSet.of(entry.gtid), holders=("n1",), wait_ms=1)
     (leg,) = (await two.stub.Search(request, timeout=TIMEOUT_S)).shards
-    assert (leg.status, leg.replica) == (OK, two.replica.replica_id)
+    assert (leg.status, leg.replica, leg.waited) == (OK, two.replica.replica_id, True)
     assert [(hit.document_id, hit.ordinal) for hit in leg.results[0].hits][:1] == [("a", 0)]
 
 
