@@ -14,7 +14,7 @@ from ostraka.cli.mesh_file import NODES_DEFAULT, free_ports, mesh_toml, prepare,
 from ostraka.cli.supervisor import Supervisor
 from ostraka.client import Client
 from services.runtime.channel import open_channel
-from services.runtime.config import MESH_FILE_DEFAULT, Config, ConfigError
+from services.runtime.config import Config, ConfigError, mesh_file_path
 from services.runtime.tls import Role
 
 PROBE_TIMEOUT_S = 2.0
@@ -25,10 +25,11 @@ START_TIMEOUT_S = 120.0
 async def running_mesh(mesh_file: Path | None, *, collection: str) -> AsyncIterator[Config]:
     """A serving mesh that declares `collection`.
 
-    `mesh_file` None: `mesh.toml` in the working directory, written when there is none. What is not running is
-    started, and stopped again at the end; what is running is left alone. Raises ConfigError, SupervisorError.
+    `mesh_file` None: `OSTRAKA_MESH_FILE` or `mesh.toml` in the working directory, written when there is none. What
+    is not running is started, and stopped again at the end; what is running is left alone. Raises ConfigError,
+    SupervisorError.
     """
-    path = mesh_file or Path(MESH_FILE_DEFAULT)
+    path = mesh_file_path(mesh_file)
     if mesh_file is None:
         write_default(path)
     config = prepare(path)

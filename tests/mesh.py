@@ -11,7 +11,7 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 import pytest
 
@@ -64,11 +64,17 @@ MakeMesh = Callable[..., Mesh]
 """(extra_toml: str = "", ports: Mapping[str, int] | None = None) -> Mesh"""
 
 
-async def eventually(
-    condition: Callable[[], T | Awaitable[T]], timeout_s: float = 30.0, what: str = "the condition"
-) -> T:
+@overload
+async def eventually(condition: Callable[[], Awaitable[T]], timeout_s: float = ..., what: str = ...) -> T: ...
+
+
+@overload
+async def eventually(condition: Callable[[], T], timeout_s: float = ..., what: str = ...) -> T: ...
+
+
+async def eventually(condition: Callable[[], Any], timeout_s: float = 30.0, what: str = "the condition") -> Any:
     """The first truthy value of `condition`, asked again and again. Raises AssertionError with its last value."""
-    value: T | None = None
+    value = None
     try:
         async with asyncio.timeout(timeout_s):
             while True:

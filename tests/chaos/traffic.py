@@ -16,6 +16,7 @@ from ostraka.results import Consistency
 from tests.chaos.register import Register
 
 DOCUMENTS_PER_WRITER = 4
+PROGRESS_WITHIN_S = 60.0
 
 
 class Traffic:
@@ -40,6 +41,7 @@ class Traffic:
         self.problems: list[str] = []
         self.inflight = 0
         self.finished = 0
+        self._moved = asyncio.Event()
         self._open = asyncio.Event()
         self._open.set()
         self._tasks: list[asyncio.Task[None]] = []
@@ -64,11 +66,16 @@ class Traffic:
         """Go on."""
         self._open.set()
 
-    def raise_for_defects(self) -> None:
-        """A worker never ends by itself: raise whatever ended one."""
-        for task in self._tasks:
-            if task.done():
-                task.result()
+    async def until(self, condition: Callable[[Traffic], bool]) -> None:
+        """Wait until the condition holds, looking whenever a call begins or ends. Raises what ended a worker, and
+        TimeoutError when it takes too long."""
+        async with asyncio.timeout(PROGRESS_WITHIN_S):
+            while not condition(self):
+                self._moved.clear()
+                await self._moved.wait()
+                for task in self._tasks:
+                    if task.done():
+                        task.result()
 
     async def verify_all(self) -> None:
         """Read every document once more and hold it against the register; call it while paused."""
@@ -92,6 +99,7 @@ class Traffic:
 
     async def _counted(self, call: Callable[[str], Awaitable[None]], document_id: str) -> None:
         self.inflight += 1
+        self._moved.set()
         try:
             await call(document_id)
         except OstrakaError as error:
@@ -99,6 +107,7 @@ class Traffic:
         finally:
             self.inflight -= 1
             self.finished += 1
+            self._moved.set()
 
     async def _write(self, document_id: str) -> None:
         revision = self.register.begin_write(document_id)
