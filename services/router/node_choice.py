@@ -25,6 +25,8 @@ HEDGES_SAVED_MAX = 256.0
 class _Node:
     outstanding: int = 0
     avoided_until_s: float = 0.0
+    heard_s: float = -1.0
+    silent: bool = False
     last_turn: int = 0
 
 
@@ -57,13 +59,19 @@ class NodeBook:
         assert state.outstanding > 0, f"a call to {node} ended that never began"
         state.outstanding -= 1
 
-    def heard(self, node: str) -> None:
+    def heard(self, node: str, now_s: float) -> None:
         """The node answered something, so it is neither dead nor paused."""
-        self._nodes[node].avoided_until_s = 0.0
+        state = self._nodes[node]
+        state.heard_s = now_s
+        if state.silent:
+            state.silent, state.avoided_until_s = False, 0.0
 
-    def silent(self, node: str, now_s: float) -> None:
-        """The node failed, or was too slow and had to be hedged."""
-        self._avoid(node, now_s + SUSPECT_S)
+    def silent(self, node: str, now_s: float, since_s: float | None = None) -> None:
+        """The node failed, or has not answered a call sent at `since_s`; unless it answered another one since."""
+        state = self._nodes[node]
+        if since_s is None or state.heard_s < since_s:
+            state.silent = True
+            self._avoid(node, now_s + SUSPECT_S)
 
     def behind(self, node: str, now_s: float) -> None:
         """The node's view lacked acknowledged writes."""

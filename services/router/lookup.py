@@ -1,0 +1,113 @@
+"""Get: whole documents and single passages by id, at the level asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from opentelemetry.trace import Span
+
+from ostraka.v1 import passage_pb2, router_pb2, shard_pb2
+from services.router.coverage import FRESHNESS, refuse_partial, session_token, shard_coverage
+from services.router.get_legs import GetLegs
+from services.router.identifiers import passage_id
+from services.router.leg_span import SPAN_GET
+from services.router.node_links import NodeLinks
+from services.router.provenance import passage_from_payload
+from services.router.quorum_read import QuorumRead
+from services.router.read_request import GetPlan
+from services.router.read_types import ReadTools
+from services.router.vectors import widened
+from services.router.wire import SetReader
+from services.runtime.deadline import Deadline
+
+
+class Lookup:
+    """Reads documents by id."""
+
+    def __init__(self, links: NodeLinks, reader: SetReader, tools: ReadTools) -> None:
+        self._links, self._reader, self._tools = links, reader, tools
+
+    async def get(self, plan: GetPlan, deadline: Deadline, span: Span) -> router_pb2.GetResponse:
+        """Passages by document and ordinal. Raises Unavailable when a shard cannot be read at the level."""
+        reading, collection = plan.reading, plan.reading.collection
+        wanted = dict.fromkeys([*plan.document_ids, *(document_id for document_id, _ in plan.passages)])
+        by_shard: dict[int, list[str]] = {}
+        for document_id in wanted:
+            by_shard.setdefault(collection.shard_of(document_id), []).append(document_id)
+        legs = GetLegs(
+            self._links,
+            self._reader,
+            collection,
+            by_shard,
+            include_vectors=plan.include_vectors,
+            wait_ms=self._tools.limits.search_wait_ms,
+        )
+        read: QuorumRead[shard_pb2.GetDocumentsResponse] = QuorumRead(
+            collection,
+            by_shard,
+            FRESHNESS[reading.level],
+            reading.session,
+            self._tools,
+            legs.send,
+            SPAN_GET,
+            span,
+            deadline,
+        )
+        outcomes = await read.run()
+        refuse_partial(outcomes, reading)
+        found = {
+            document.head.document_id: document
+            for outcome in outcomes
+            if outcome.reply is not None
+            for document in outcome.reply.value.documents
+        }
+        response = _response(plan, found, collection.dim)
+        response.session_token = session_token(reading, outcomes)
+        response.coverage.extend(
+            shard_coverage(outcome, reading.level, outcome.reply.value.index_epoch if outcome.reply else "", 0)
+            for outcome in outcomes
+        )
+        return response
+
+
+def _response(plan: GetPlan, found: dict[str, shard_pb2.StoredDocument], dim: int) -> router_pb2.GetResponse:
+    """Each wanted passage once, whole documents and single passages alike."""
+    whole = set(plan.document_ids)
+    single: dict[str, set[int]] = {}
+    for document_id, ordinal in plan.passages:
+        single.setdefault(document_id, set()).add(ordinal)
+    response = router_pb2.GetResponse()
+    present: set[tuple[str, int]] = set()
+    for document_id in sorted({*whole, *single}):
+        document = found.get(document_id)
+        for row in _live(document):
+            present.add((document_id, row.ordinal))
+            if document is not None and (document_id in whole or row.ordinal in single[document_id]):
+                response.passages.append(_passage(row, document.head.version, dim, vectors=plan.include_vectors))
+    response.missing.extend(
+        document_id for document_id in dict.fromkeys(plan.document_ids) if not _live(found.get(document_id))
+    )
+    response.missing.extend(
+        passage_id(document_id, ordinal)
+        for document_id, ordinal in dict.fromkeys(plan.passages)
+        if (document_id, ordinal) not in present
+    )
+    return response
+
+
+def _live(document: shard_pb2.StoredDocument | None) -> Sequence[shard_pb2.PassageRow]:
+    """A document's passages by ordinal; none for a tombstone or a document that never was."""
+    return sorted(_rows(document), key=lambda row: row.ordinal) if document is not None else ()
+
+
+def _rows(document: shard_pb2.StoredDocument) -> Iterator[shard_pb2.PassageRow]:
+    return (row for row in document.passages if row.ordinal < document.head.passages)
+
+
+def _passage(
+    row: shard_pb2.PassageRow, version: passage_pb2.Version, dim: int, *, vectors: bool
+) -> passage_pb2.Passage:
+    passage = passage_from_payload(row.payload, version)
+    if vectors:
+        passage.vector.CopyFrom(passage_pb2.Vector(dim=dim, data=widened(row.vector_f16)))
+    return passage

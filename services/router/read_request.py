@@ -1,0 +1,216 @@
+"""Search, Ask, Get and Delete as they arrive, checked; every refusal names its field."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ostraka.v1 import passage_pb2, router_pb2
+from services.quorum.gtid import GtidSet
+from services.quorum.session import decode_session
+from services.router.catalogue import Catalogue, Collection
+from services.router.identifiers import document_id_problem, parse_passage_id
+from services.router.vectors import unit, vector_problem
+from services.runtime.config import RouterConfig
+from services.runtime.errors import FailedPrecondition, InvalidArgument
+
+K_SEARCH_DEFAULT = 10
+K_ASK_DEFAULT = 8
+ANSWER_TOKENS_DEFAULT = 256
+ANSWER_TOKENS_MAX = 4_096
+# Hits one call may return: with passages of a kilobyte this stays under the default message limit.
+HITS_MAX = 16_384
+
+Level = passage_pb2.ConsistencyLevel
+_LEVELS = {
+    passage_pb2.CONSISTENCY_LEVEL_UNSPECIFIED: passage_pb2.CONSISTENCY_LEVEL_QUORUM,
+    passage_pb2.CONSISTENCY_LEVEL_ONE: passage_pb2.CONSISTENCY_LEVEL_ONE,
+    passage_pb2.CONSISTENCY_LEVEL_SESSION: passage_pb2.CONSISTENCY_LEVEL_SESSION,
+    passage_pb2.CONSISTENCY_LEVEL_QUORUM: passage_pb2.CONSISTENCY_LEVEL_QUORUM,
+}
+Session = dict[tuple[str, int], GtidSet]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How fresh a read must be."""
+
+    collection: Collection
+    level: Level.ValueType
+    session: Session
+    allow_partial: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SearchPlan:
+    """A Search that makes sense. `vectors[i]` is None where `texts[i]` has to be embedded first."""
+
+    reading: Reading
+    texts: Sequence[str]
+    vectors: Sequence[NDArray[np.float32] | None]
+    k: int
+    exact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AskPlan:
+    """An Ask that makes sense."""
+
+    reading: Reading
+    question: str
+    k: int
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class GetPlan:
+    """A Get that makes sense: whole documents, and single passages by document and ordinal."""
+
+    reading: Reading
+    document_ids: Sequence[str]
+    passages: Sequence[tuple[str, int]]
+    include_vectors: bool
+
+
+def search_plan(request: router_pb2.SearchRequest, catalogue: Catalogue, limits: RouterConfig) -> SearchPlan:
+    """Raises InvalidArgument, NotFound (collection), FailedPrecondition (embedding_model)."""
+    collection = catalogue.get(request.collection)
+    check_model(request.embedding_model, collection)
+    count = len(request.queries)
+    if not 1 <= count <= limits.queries_max:
+        raise InvalidArgument(f"holds {count} queries; a Search takes 1 to {limits.queries_max}", "queries")
+    k = _k(request.k, K_SEARCH_DEFAULT, limits.k_max)
+    if k * count > HITS_MAX:
+        raise InvalidArgument(
+            f"{count} queries of k {k} ask for {k * count} hits; one call returns at most {HITS_MAX}", "k"
+        )
+    texts: list[str] = []
+    vectors: list[NDArray[np.float32] | None] = []
+    for index, query in enumerate(request.queries):
+        kind = query.WhichOneof("input")
+        if kind == "vector":
+            vectors.append(_query_vector(query.vector, collection.dim, index))
+            texts.append("")
+        elif kind == "text":
+            check_text(query.text, f"queries[{index}].text", limits.text_bytes_max)
+            vectors.append(None)
+            texts.append(query.text)
+        else:
+            raise InvalidArgument("needs a text or a vector", f"queries[{index}]")
+    reading = Reading(collection, _level(request.consistency), _session(request.session_token), request.allow_partial)
+    return SearchPlan(reading, texts, vectors, k, request.exact)
+
+
+def ask_plan(request: router_pb2.AskRequest, catalogue: Catalogue, limits: RouterConfig) -> AskPlan:
+    """Raises InvalidArgument, NotFound (collection)."""
+    collection = catalogue.get(request.collection)
+    check_text(request.question, "question", limits.text_bytes_max)
+    tokens = request.max_tokens or ANSWER_TOKENS_DEFAULT
+    if tokens > ANSWER_TOKENS_MAX:
+        raise InvalidArgument(f"is {tokens}; an answer has at most {ANSWER_TOKENS_MAX} tokens", "max_tokens")
+    reading = Reading(collection, _level(request.consistency), _session(request.session_token), request.allow_partial)
+    return AskPlan(reading, request.question, _k(request.k, K_ASK_DEFAULT, limits.k_max), tokens)
+
+
+def get_plan(request: router_pb2.GetRequest, catalogue: Catalogue, limits: RouterConfig) -> GetPlan:
+    """Raises InvalidArgument, NotFound (collection)."""
+    collection = catalogue.get(request.collection)
+    count = len(request.document_ids) + len(request.passage_ids)
+    if not 1 <= count <= limits.documents_max:
+        raise InvalidArgument(f"{count} ids asked for; a Get takes 1 to {limits.documents_max}", "document_ids")
+    for index, document_id in enumerate(request.document_ids):
+        check_document_id(document_id, f"document_ids[{index}]")
+    passages: list[tuple[str, int]] = []
+    for index, passage_id in enumerate(request.passage_ids):
+        parsed = parse_passage_id(passage_id)
+        if isinstance(parsed, str):
+            raise InvalidArgument(parsed, f"passage_ids[{index}]")
+        passages.append(parsed)
+    reading = Reading(collection, _level(request.consistency), _session(request.session_token))
+    return GetPlan(reading, list(request.document_ids), passages, request.include_vectors)
+
+
+def delete_ids(request: router_pb2.DeleteRequest, catalogue: Catalogue, limits: RouterConfig) -> Collection:
+    """The collection of a Delete that makes sense. Raises InvalidArgument, NotFound (collection)."""
+    collection = catalogue.get(request.collection)
+    count = len(request.document_ids)
+    if not 1 <= count <= limits.documents_max:
+        raise InvalidArgument(f"holds {count} ids; a Delete takes 1 to {limits.documents_max}", "document_ids")
+    for index, document_id in enumerate(request.document_ids):
+        check_document_id(document_id, f"document_ids[{index}]")
+    check_distinct(request.document_ids, "document_ids[{index}]")
+    return collection
+
+
+def check_document_id(document_id: str, name: str) -> None:
+    """Raise InvalidArgument for the field `name`."""
+    if problem := document_id_problem(document_id):
+        raise InvalidArgument(problem, name)
+
+
+def check_distinct(document_ids: Sequence[str], template: str) -> None:
+    """Raise InvalidArgument for the first repeated document; `template` has a place for its index."""
+    first: dict[str, int] = {}
+    for index, document_id in enumerate(document_ids):
+        earlier = first.setdefault(document_id, index)
+        if earlier != index:
+            raise InvalidArgument(
+                f"repeats the document at position {earlier}; one call writes a document once",
+                template.format(index=index),
+            )
+
+
+def check_text(text: str, name: str, bytes_max: int) -> None:
+    """Raise InvalidArgument when there is nothing to embed, or too much."""
+    if not text or text.isspace():
+        raise InvalidArgument("must not be empty", name)
+    # Four bytes are the longest encoding of a character, so most texts need no encoding to be measured.
+    if 4 * len(text) > bytes_max and (size := len(text.encode())) > bytes_max:
+        raise InvalidArgument(f"is {size} bytes of UTF-8; at most {bytes_max}", name)
+
+
+def check_model(model: str, collection: Collection) -> None:
+    """Raise FailedPrecondition when the caller's vectors come from another model than the collection's."""
+    if model and model != collection.model.id:
+        raise FailedPrecondition(
+            f"is {model[:80]!r}; vectors of collection {collection.name!r} come from {collection.model.id!r}",
+            "embedding_model",
+        )
+
+
+def _k(given: int, default: int, k_max: int) -> int:
+    """`k` 0 means the default: proto3 cannot tell it from absence."""
+    k = given or default
+    if k > k_max:
+        raise InvalidArgument(f"is {k}; at most {k_max}", "k")
+    return k
+
+
+def _level(given: Level.ValueType) -> Level.ValueType:
+    level = _LEVELS.get(given)
+    if level is None:
+        raise InvalidArgument(f"{given} is not a level; use ONE, SESSION or QUORUM", "consistency")
+    return level
+
+
+def _session(token: bytes) -> Session:
+    if not token:
+        return {}
+    try:
+        return decode_session(token)
+    except ValueError as error:
+        raise InvalidArgument(f"{error}; pass a token unchanged as a reply gave it", "session_token") from None
+
+
+def _query_vector(vector: passage_pb2.Vector, dim: int, index: int) -> NDArray[np.float32]:
+    data = vector.data
+    problem = vector_problem(vector.dim, data, dim)
+    if problem:
+        raise InvalidArgument(problem, f"queries[{index}].vector")
+    values = unit(data)
+    if isinstance(values, str):
+        raise InvalidArgument(values, f"queries[{index}].vector")
+    return values

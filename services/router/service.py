@@ -1,0 +1,169 @@
+"""The RouterService of the contract: checks the request, hands it on, fills the reply."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import Any, TypeAlias
+
+import grpc
+
+from observability import names, spans
+from observability.provenance import documents_json
+from ostraka.v1 import passage_pb2, router_pb2, router_pb2_grpc
+from services.quorum.session import encode_session
+from services.quorum.write import Outcome
+from services.router import budget
+from services.router.ask import Asking
+from services.router.catalogue import Catalogue
+from services.router.embedder import Embedder
+from services.router.ingest import Ingest
+from services.router.lookup import Lookup
+from services.router.packing import Document
+from services.router.read_request import ask_plan, delete_ids, get_plan, search_plan
+from services.router.retrieval import Retrieval, retrieval_span
+from services.router.status import Status
+from services.router.wire import version_to_proto
+from services.router.write_request import upsert_plan
+from services.router.writing import Write, Writing, Written
+from services.runtime.admission import Admission
+from services.runtime.config import Config
+from services.runtime.deadline import current_deadline
+
+_Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+ANSWER_ID_BYTES = 16
+_OUTCOMES = {
+    Outcome.ACKNOWLEDGED: router_pb2.WRITE_OUTCOME_ACKNOWLEDGED,
+    Outcome.UNCERTAIN: router_pb2.WRITE_OUTCOME_UNCERTAIN,
+    Outcome.REFUSED: router_pb2.WRITE_OUTCOME_REFUSED,
+}
+
+
+class RouterServicer(router_pb2_grpc.RouterServiceServicer):
+    """The front door."""
+
+    def __init__(
+        self,
+        config: Config,
+        catalogue: Catalogue,
+        embedder: Embedder,
+        retrieval: Retrieval,
+        lookup: Lookup,
+        ingest: Ingest,
+        writing: Writing,
+        asking: Asking,
+        status: Status,
+    ) -> None:
+        self._config, self._catalogue = config, catalogue
+        self._embedder, self._retrieval, self._lookup = embedder, retrieval, lookup
+        self._ingest, self._writing, self._asking, self._status = ingest, writing, asking, status
+        self._admission = Admission(config.router.calls_inflight_max)
+
+    async def Ask(self, request: router_pb2.AskRequest, _context: _Context) -> AsyncIterator[router_pb2.AskEvent]:
+        """A streamed, cited answer."""
+        with self._admission.admit():
+            plan = ask_plan(request, self._catalogue, self._config.router)
+            deadline = budget.work(current_deadline())
+            async with aclosing(self._asking.ask(plan, secrets.token_hex(ANSWER_ID_BYTES), deadline)) as events:
+                async for event in events:
+                    yield event
+
+    async def Search(self, request: router_pb2.SearchRequest, _context: _Context) -> router_pb2.SearchResponse:
+        """The best passages for each query."""
+        with self._admission.admit():
+            plan = search_plan(request, self._catalogue, self._config.router)
+            reading, collection = plan.reading, plan.reading.collection
+            deadline = budget.work(current_deadline())
+            vectors = list(plan.vectors)
+            missing = [index for index, vector in enumerate(vectors) if vector is None]
+            if missing:
+                texts = [plan.texts[index] for index in missing]
+                made = await self._embedder.queries(collection, texts, deadline.share(budget.EMBED_SHARE))
+                for index, vector in zip(missing, made, strict=True):
+                    vectors[index] = vector
+            model = self._embedder.model_of(collection)
+            span = retrieval_span(reading, plan.k)
+            try:
+                found = await self._retrieval.search(
+                    reading,
+                    [vector for vector in vectors if vector is not None],
+                    plan.k,
+                    exact=plan.exact,
+                    model=model,
+                    deadline=deadline,
+                    span=span,
+                )
+                if span.is_recording():
+                    provenances = [hit.provenance for result in found.results for hit in result.hits]
+                    span.set_attribute(names.GEN_AI_DOCUMENTS, documents_json(provenances))
+            except BaseException as error:
+                spans.record_error(span, error)
+                raise
+            finally:
+                spans.end_span(span)
+            return router_pb2.SearchResponse(
+                results=found.results,
+                coverage=found.coverage,
+                session_token=found.session_token,
+                consistency=reading.level,
+                embedding_model=passage_pb2.EmbeddingModel(id=model.id, revision=model.revision),
+                trace_id=spans.current_trace_id(),
+                weak=collection.weak,
+            )
+
+    async def Upsert(self, request: router_pb2.UpsertRequest, _context: _Context) -> router_pb2.UpsertResponse:
+        """Write documents; each replaces its predecessor as a whole."""
+        with self._admission.admit():
+            plan = upsert_plan(request, self._catalogue, self._config.router, self._config.shard.batch_bytes_max)
+            deadline = budget.work(current_deadline())
+            prepared = await self._ingest.prepare(plan, deadline)
+            written, seen = await self._writing.write(
+                plan.collection, [document.write for document in prepared], deadline
+            )
+            return router_pb2.UpsertResponse(
+                documents=[
+                    _document_write(document.write.document, found, document.truncated)
+                    for document, found in zip(prepared, written, strict=True)
+                ],
+                session_token=encode_session(seen),
+                trace_id=spans.current_trace_id(),
+            )
+
+    async def Delete(self, request: router_pb2.DeleteRequest, _context: _Context) -> router_pb2.DeleteResponse:
+        """Delete whole documents; one that never existed is deleted too."""
+        with self._admission.admit():
+            collection = delete_ids(request, self._catalogue, self._config.router)
+            writes = [Write(Document(document_id, ())) for document_id in request.document_ids]
+            written, seen = await self._writing.write(collection, writes, budget.work(current_deadline()))
+            return router_pb2.DeleteResponse(
+                documents=[
+                    _document_write(write.document, found, ()) for write, found in zip(writes, written, strict=True)
+                ],
+                session_token=encode_session(seen),
+                trace_id=spans.current_trace_id(),
+            )
+
+    async def Get(self, request: router_pb2.GetRequest, _context: _Context) -> router_pb2.GetResponse:
+        """Documents and passages by id."""
+        with self._admission.admit():
+            plan = get_plan(request, self._catalogue, self._config.router)
+            return await self._lookup.get(plan, budget.work(current_deadline()), spans.current_span())
+
+    async def Status(self, _request: router_pb2.StatusRequest, _context: _Context) -> router_pb2.StatusResponse:
+        """What the mesh looks like from here."""
+        with self._admission.admit():
+            return await self._status.status(budget.work(current_deadline()))
+
+
+def _document_write(document: Document, found: Written, truncated: Sequence[int]) -> router_pb2.DocumentWrite:
+    return router_pb2.DocumentWrite(
+        document_id=document.document_id,
+        outcome=_OUTCOMES[found.outcome],
+        version=version_to_proto(found.version),
+        acks=found.acks,
+        passages=len(document.rows),
+        truncated_ordinals=truncated,
+        shard=found.shard,
+        reason=found.reason,
+    )

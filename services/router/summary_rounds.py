@@ -1,0 +1,159 @@
+"""Summary rounds shared by the operations that need one at the same time.
+
+Per node and collection at most one Summary is under way (`services.quorum.coalesce` decides whom it serves).
+Nodes are independent: a paused one delays nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import grpc
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind
+
+from observability import names, spans
+from ostraka.v1 import shard_pb2
+from services.quorum.coalesce import Coalescer
+from services.quorum.replica import Summary
+from services.router.catalogue import Collection
+from services.router.node_choice import NodeBook
+from services.router.node_links import NodeLinks, trace_metadata
+from services.router.wire import SetReader, summary_from_proto
+from services.runtime.clock import Clock
+from services.runtime.errors import MeshError, ResourceExhausted, from_rpc_error
+
+# A node that has not answered by then counts as silent for this round, and the next may be sent.
+SUMMARY_TIMEOUT_S = 1.0
+
+Told = dict[int, Summary]
+Listener = Callable[[str, Told | None], None]
+"""Called with a node and its summaries by shard; None when the node did not answer."""
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """One operation's place in the rounds; `leave` when its answers are no longer wanted."""
+
+    listener: Listener
+    parent: Span
+    lanes: Sequence[_Lane]
+    rounds: SummaryRounds
+    active: bool = True
+
+    def leave(self) -> None:
+        """Nothing is heard from now on."""
+        if self.active:
+            self.active = False
+            self.rounds.left(self)
+
+
+@dataclass(eq=False, slots=True)
+class _Lane:
+    collection: Collection
+    node: str
+    request: shard_pb2.SummaryRequest
+    coalescer: Coalescer[Ticket] = field(default_factory=Coalescer)
+
+
+class SummaryRounds:
+    """Every Summary call of this coordinator."""
+
+    def __init__(self, links: NodeLinks, book: NodeBook, reader: SetReader, clock: Clock, waiters_max: int) -> None:
+        self._links, self._book, self._reader, self._clock = links, book, reader, clock
+        self._waiters_max = waiters_max
+        self._waiters = 0
+        self._lanes: dict[str, Sequence[_Lane]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self.sent = 0
+
+    def join(self, collection: Collection, listener: Listener, parent: Span) -> Ticket:
+        """Ask every voter of the collection; `listener` hears of each node once. Raises ResourceExhausted."""
+        if self._waiters >= self._waiters_max:
+            raise ResourceExhausted(f"{self._waiters} operations wait for a summary round", retry_ms=100)
+        lanes = self._lanes.get(collection.name)
+        if lanes is None:
+            lanes = self._lanes[collection.name] = _lanes(collection)
+        ticket = Ticket(listener, parent, lanes, self)
+        self._waiters += 1
+        for lane in lanes:
+            if lane.coalescer.arrive(ticket):
+                self._send(lane)
+        return ticket
+
+    def left(self, ticket: Ticket) -> None:
+        """A ticket was given back; called by it, once."""
+        self._waiters -= 1
+        for lane in ticket.lanes:
+            lane.coalescer.forget(ticket)
+
+    async def close(self) -> None:
+        """Cancel what is under way; nothing is sent any more."""
+        self._closed = True
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _send(self, lane: _Lane) -> None:
+        while not lane.coalescer.in_flight():
+            # Everyone who would have been served has left.
+            _, again = lane.coalescer.landed()
+            if not again:
+                return
+        if self._closed:
+            return
+        self.sent += 1
+        task = asyncio.get_running_loop().create_task(self._ask(lane))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _ask(self, lane: _Lane) -> None:
+        riders = lane.coalescer.in_flight()
+        span = spans.start_span(
+            names.SPAN_SHARD_SUMMARY,
+            SpanKind.CLIENT,
+            {
+                names.RPC_SYSTEM: names.RPC_SYSTEM_GRPC,
+                names.RPC_METHOD: names.SPAN_SHARD_SUMMARY,
+                names.NODE: lane.node,
+                names.BATCH_SIZE: len(riders),
+            },
+            riders[0].parent if riders else INVALID_SPAN,
+        )
+        told: Told | None = None
+        outcome = names.OUTCOME_CANCELLED
+        try:
+            reply = await self._links[lane.node].stub.Summary(
+                lane.request, timeout=SUMMARY_TIMEOUT_S, metadata=trace_metadata(spans.traceparent(span))
+            )
+            told = {message.shard: summary_from_proto(message, self._reader) for message in reply.summaries}
+            self._book.heard(lane.node, self._clock.monotonic_s())
+            outcome = names.OUTCOME_OK
+        except grpc.aio.AioRpcError as error:
+            self._book.silent(lane.node, self._clock.monotonic_s())
+            outcome = names.OUTCOME_ERROR
+            spans.record_error(span, from_rpc_error(error))
+        except MeshError as error:
+            outcome = names.OUTCOME_ERROR
+            spans.record_error(span, error)
+        finally:
+            span.set_attribute(names.OUTCOME, outcome)
+            spans.end_span(span)
+            served, again = lane.coalescer.landed()
+            if again:
+                self._send(lane)
+        for ticket in served:
+            if ticket.active:
+                ticket.listener(lane.node, told)
+
+
+def _lanes(collection: Collection) -> Sequence[_Lane]:
+    lanes = []
+    for node in collection.nodes:
+        shards = [shard for shard, name in collection.replica_of if name == node]
+        epoch = max(collection.members[shard].epoch for shard in shards)
+        request = shard_pb2.SummaryRequest(epoch=epoch, collection=collection.name, shards=shards)
+        lanes.append(_Lane(collection, node, request))
+    return lanes

@@ -1,0 +1,185 @@
+"""Upsert as it arrives, checked and turned into payloads; every refusal names its field.
+
+Only vectors are still missing afterwards, where the caller brought none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ostraka.v1 import passage_pb2, router_pb2
+from services.router.catalogue import Catalogue, Collection
+from services.router.identifiers import passage_id
+from services.router.packing import ROW_OVERHEAD_BYTES
+from services.router.read_request import check_distinct, check_document_id, check_model, check_text
+from services.router.vectors import unit, vector_problem
+from services.runtime.config import RouterConfig
+from services.runtime.errors import InvalidArgument
+
+TITLE_BYTES_MAX = 4_096
+SOURCE_BYTES_MAX = 4_096
+METADATA_KEY_BYTES_MAX = 256
+
+
+@dataclass(slots=True)
+class PassagePlan:
+    """One passage to store: its message without version and vector, and the vector if it was brought along."""
+
+    passage: passage_pb2.Passage
+    vector: NDArray[np.float32] | None
+
+    @property
+    def embedded_text(self) -> str:
+        """What the embedding model reads."""
+        title, text = self.passage.title, self.passage.text
+        return f"{title} {text}".strip() if title else text.strip()
+
+
+@dataclass(slots=True)
+class DocumentPlan:
+    """One document to write; `retry_hlc_source` is the version of an uncertain earlier attempt."""
+
+    document_id: str
+    passages: Sequence[PassagePlan]
+    retry_hlc_source: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UpsertPlan:
+    """An Upsert that makes sense."""
+
+    collection: Collection
+    documents: Sequence[DocumentPlan]
+
+
+def upsert_plan(
+    request: router_pb2.UpsertRequest, catalogue: Catalogue, limits: RouterConfig, batch_bytes_max: int
+) -> UpsertPlan:
+    """Raises InvalidArgument, NotFound (collection), FailedPrecondition (embedding_model)."""
+    collection = catalogue.get(request.collection)
+    check_model(request.embedding_model, collection)
+    count = len(request.documents)
+    if not 1 <= count <= limits.documents_max:
+        raise InvalidArgument(f"holds {count} documents; an Upsert takes 1 to {limits.documents_max}", "documents")
+    for index, document in enumerate(request.documents):
+        check_document_id(document.document_id, f"documents[{index}].document_id")
+    check_distinct([document.document_id for document in request.documents], "documents[{index}].document_id")
+    documents = [
+        _document(document, f"documents[{index}]", collection, limits, batch_bytes_max)
+        for index, document in enumerate(request.documents)
+    ]
+    return UpsertPlan(collection, documents)
+
+
+def _document(
+    document: router_pb2.NewDocument, where: str, collection: Collection, limits: RouterConfig, batch_bytes_max: int
+) -> DocumentPlan:
+    count = len(document.passages)
+    if not count:
+        raise InvalidArgument("is empty; a document has at least one passage, Delete removes one", f"{where}.passages")
+    if count > limits.document_passages_max:
+        raise InvalidArgument(
+            f"holds {count} passages; a document has at most {limits.document_passages_max}", f"{where}.passages"
+        )
+    _bounded(document.source, f"{where}.source", SOURCE_BYTES_MAX)
+    inherited = _metadata(document.metadata, f"{where}.metadata", limits.metadata_bytes_max)
+    passages = []
+    for ordinal, new in enumerate(document.passages):
+        field = f"{where}.passages[{ordinal}]"
+        vector = _vector(new, collection.dim, field)
+        passage = _passage(document, ordinal, new, inherited, field, limits)
+        size = passage.ByteSize() + 2 * collection.dim + len(document.document_id.encode()) + 2 * ROW_OVERHEAD_BYTES
+        if size > batch_bytes_max:
+            raise InvalidArgument(f"takes {size} bytes to store; at most {batch_bytes_max}", field)
+        passages.append(PassagePlan(passage, vector))
+    retry = None
+    if document.HasField("retry_version"):
+        retry = (document.retry_version.hlc, document.retry_version.source)
+        if not retry[0] or not retry[1]:
+            raise InvalidArgument("must be a version from an UNCERTAIN outcome, unchanged", f"{where}.retry_version")
+    return DocumentPlan(document.document_id, passages, retry)
+
+
+def _passage(
+    document: router_pb2.NewDocument,
+    ordinal: int,
+    new: router_pb2.NewPassage,
+    inherited: Mapping[str, passage_pb2.MetadataValue],
+    field: str,
+    limits: RouterConfig,
+) -> passage_pb2.Passage:
+    if new.HasField("vector"):
+        _bounded(new.text, f"{field}.text", limits.text_bytes_max)
+    else:
+        check_text(new.text, f"{field}.text", limits.text_bytes_max)
+    _bounded(new.title, f"{field}.title", TITLE_BYTES_MAX)
+    if new.char_end < new.char_start:
+        raise InvalidArgument(f"{new.char_end} is before char_start {new.char_start}", f"{field}.char_end")
+    passage = passage_pb2.Passage(
+        passage_id=passage_id(document.document_id, ordinal),
+        document_id=document.document_id,
+        ordinal=ordinal,
+        title=new.title,
+        text=new.text,
+        source=document.source,
+        char_start=new.char_start,
+        char_end=new.char_end,
+        content_sha256=sha256(f"{new.title}\n{new.text}".encode()).digest(),
+    )
+    if inherited or new.metadata:
+        own = _metadata(new.metadata, f"{field}.metadata", limits.metadata_bytes_max)
+        together = {**inherited, **own}
+        _check_metadata_size(together, f"{field}.metadata", limits.metadata_bytes_max)
+        for key, value in together.items():
+            passage.metadata[key].CopyFrom(value)
+    return passage
+
+
+def _vector(new: router_pb2.NewPassage, dim: int, field: str) -> NDArray[np.float32] | None:
+    if not new.HasField("vector"):
+        return None
+    data = new.vector.data
+    if problem := vector_problem(new.vector.dim, data, dim):
+        raise InvalidArgument(problem, f"{field}.vector")
+    values = unit(data)
+    if isinstance(values, str):
+        raise InvalidArgument(values, f"{field}.vector")
+    return values
+
+
+def _metadata(
+    given: Mapping[str, passage_pb2.MetadataValue], field: str, bytes_max: int
+) -> dict[str, passage_pb2.MetadataValue]:
+    metadata = dict(given)
+    for key, value in metadata.items():
+        name = f"{field}[{key[:80]!r}]"
+        if not key:
+            raise InvalidArgument("has an empty key", field)
+        _bounded(key, name, METADATA_KEY_BYTES_MAX)
+        kind = value.WhichOneof("kind")
+        if kind is None:
+            raise InvalidArgument("has no value", name)
+        if kind == "number" and not math.isfinite(value.number):
+            raise InvalidArgument("is not a finite number", name)
+    _check_metadata_size(metadata, field, bytes_max)
+    return metadata
+
+
+def _check_metadata_size(metadata: Mapping[str, passage_pb2.MetadataValue], field: str, bytes_max: int) -> None:
+    size = sum(
+        len(key.encode()) + (len(value.text.encode()) if value.WhichOneof("kind") == "text" else 8)
+        for key, value in metadata.items()
+    )
+    if size > bytes_max:
+        raise InvalidArgument(f"takes {size} bytes; at most {bytes_max}", field)
+
+
+def _bounded(text: str, field: str, bytes_max: int) -> None:
+    if 4 * len(text) > bytes_max and (size := len(text.encode())) > bytes_max:
+        raise InvalidArgument(f"is {size} bytes of UTF-8; at most {bytes_max}", field)
