@@ -69,7 +69,7 @@ class Asking:
             async with aclosing(self._generate(plan, hits, deadline, server)) as events:
                 async for event in events:
                     if isinstance(event, _Made):
-                        answer = _answer(plan, found, provenances, event, answer_id, trace_id)
+                        answer = _answer(found, provenances, event, answer_id, trace_id)
                         _describe(server, answer)
                         yield router_pb2.AskEvent(answer=answer)
                     else:
@@ -125,7 +125,6 @@ class Asking:
 
 
 def _answer(
-    plan: AskPlan,
     found: Retrieved,
     provenances: Sequence[passage_pb2.Provenance],
     made: _Made,

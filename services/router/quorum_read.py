@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from opentelemetry.trace import Span
@@ -25,6 +24,7 @@ from services.quorum.status import ReplicaStatus
 from services.quorum.vote import Vote
 from services.router.catalogue import Collection
 from services.router.leg_span import LegSpan
+from services.router.read_state import Call, ShardState
 from services.router.read_types import Freshness, LegReply, LegRequest, LegSender, ReadTools, Reply, ShardOutcome
 from services.router.summary_rounds import Ticket, Told
 from services.runtime.deadline import Deadline
@@ -39,41 +39,6 @@ RETRY_PAUSE_S = 0.05
 RETRY_PAUSE_S_MAX = 0.4
 
 T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class _Shard(Generic[T]):
-    """One shard of the read."""
-
-    number: int
-    search: QuorumSearch
-    answers: list[tuple[Reply[T], LegSpan]] = field(default_factory=list)
-    accepted: Reply[T] | None = None
-    hedges: int = 0
-    retries: int = 0
-    voters_answered: int = 0
-    reason: str = ""
-    given_up: bool = False
-    resting: bool = False
-    """Waits for a pause to end."""
-
-    def retire(self) -> None:
-        """Keep the counts of a search that is about to be replaced."""
-        self.hedges += self.search.hedges
-        self.retries += self.search.retries
-
-
-@dataclass(slots=True)
-class _Call(Generic[T]):
-    """One leg's call: the shards it asks one node for."""
-
-    node: str
-    sent_s: float
-    legs: dict[int, tuple[Leg, QuorumSearch, LegSpan]]
-    open: set[int]
-    """Shards it has not answered."""
-    future: asyncio.Future[Mapping[int, LegReply[T]]] | None = None
-    timer: asyncio.TimerHandle | None = None
 
 
 class QuorumRead(Generic[T]):
@@ -93,8 +58,8 @@ class QuorumRead(Generic[T]):
     ) -> None:
         self._collection, self._freshness, self._session, self._tools = collection, freshness, session, tools
         self._sender, self._span_name, self._parent, self._deadline = sender, span_name, parent, deadline
-        self._shards: dict[int, _Shard[T]] = {shard: _Shard(shard, self._new_search(shard)) for shard in shards}
-        self._calls: list[_Call[T]] = []
+        self._shards: dict[int, ShardState[T]] = {shard: ShardState(shard, self._new_search(shard)) for shard in shards}
+        self._calls: list[Call[T]] = []
         self._timers: set[asyncio.TimerHandle] = set()
         self._ticket: Ticket | None = None
         self._quorum_span: Span | None = None
@@ -118,7 +83,7 @@ class QuorumRead(Generic[T]):
             self._close()
         return [self._outcome(shard) for shard in self._shards.values()]
 
-    def _outcome(self, shard: _Shard[T]) -> ShardOutcome[T]:
+    def _outcome(self, shard: ShardState[T]) -> ShardOutcome[T]:
         heard = shard.search.round.answered if shard.search.round is not None else len(shard.answers)
         reason = "" if shard.accepted else shard.reason or "no replica answered"
         return ShardOutcome(
@@ -153,7 +118,7 @@ class QuorumRead(Generic[T]):
             self._call(node, role, taken)
 
     def _call(self, node: str, role: str, legs: Mapping[int, Leg]) -> None:
-        call: _Call[T] = _Call(
+        call: Call[T] = Call(
             node,
             self._now(),
             {
@@ -184,7 +149,7 @@ class QuorumRead(Generic[T]):
             patience_ms += self._tools.limits.search_wait_ms
         call.timer = self._later(patience_ms / 1_000, lambda: self._on_slow(call))
 
-    def _on_slow(self, call: _Call[T]) -> None:
+    def _on_slow(self, call: Call[T]) -> None:
         """The node has not answered in time: ask another replica too, if that is affordable."""
         waiting = [number for number in sorted(call.open) if self._shards[number].accepted is None]
         if self._done.done() or not waiting:
@@ -195,7 +160,7 @@ class QuorumRead(Generic[T]):
         hedges = {number: self._shards[number].search.hedge() for number in waiting}
         self._send({number: leg for number, leg in hedges.items() if leg is not None})
 
-    def _on_call(self, call: _Call[T], future: asyncio.Future[Mapping[int, LegReply[T]]]) -> None:
+    def _on_call(self, call: Call[T], future: asyncio.Future[Mapping[int, LegReply[T]]]) -> None:
         self._tools.book.released(call.node)
         if call.timer is not None:
             call.timer.cancel()
@@ -222,7 +187,7 @@ class QuorumRead(Generic[T]):
         call.open.clear()
         self._decide(touched)
 
-    def _on_reply(self, call: _Call[T], number: int, reply: LegReply[T] | None) -> None:
+    def _on_reply(self, call: Call[T], number: int, reply: LegReply[T] | None) -> None:
         leg, search, span = call.legs[number]
         shard = self._shards[number]
         if reply is None or reply.view.replica_id != leg.replica.replica_id:
@@ -247,7 +212,7 @@ class QuorumRead(Generic[T]):
         assert usable == len(shard.answers), "answers are numbered as they come"
         shard.answers.append((Reply(call.node, view.replica_id, view.applied, reply.value), span))
 
-    def _on_failure(self, call: _Call[T], number: int, message: str, code: str) -> None:
+    def _on_failure(self, call: Call[T], number: int, message: str, code: str) -> None:
         leg, search, span = call.legs[number]
         span.end(names.OUTCOME_ERROR, error=code)
         self._shards[number].reason = f"node {call.node}: {message}"
@@ -309,7 +274,7 @@ class QuorumRead(Generic[T]):
             self._fresh_round(fresh)
         self._finish_if_decided()
 
-    def _may_get_cheaper(self, shard: _Shard[T]) -> bool:
+    def _may_get_cheaper(self, shard: ShardState[T]) -> bool:
         """What was answered lacks something, but a voter still to answer may show that it is not required."""
         current = shard.search.round
         if current is None or self._patience_over or not shard.answers:
@@ -329,7 +294,7 @@ class QuorumRead(Generic[T]):
         if not self._done.done():
             self._decide(list(self._shards))
 
-    def _note_behind(self, shard: _Shard[T], leg: Leg) -> None:
+    def _note_behind(self, shard: ShardState[T], leg: Leg) -> None:
         if leg.require:
             for reply, _ in shard.answers:
                 if not reply.view.issuperset(leg.require):
@@ -348,7 +313,7 @@ class QuorumRead(Generic[T]):
             if not self._done.done():
                 self._done.set_exception(error)
 
-    def _rest(self, shard: _Shard[T]) -> None:
+    def _rest(self, shard: ShardState[T]) -> None:
         """No quorum for this shard now: begin again after a pause, or give it up."""
         if self._now() + self._pause_s >= self._persist_until_s:
             shard.given_up = True
@@ -357,7 +322,7 @@ class QuorumRead(Generic[T]):
         self._later(self._pause_s, lambda: self._wake(shard))
         self._pause_s = min(2 * self._pause_s, RETRY_PAUSE_S_MAX)
 
-    def _wake(self, shard: _Shard[T]) -> None:
+    def _wake(self, shard: ShardState[T]) -> None:
         if self._done.done():
             return
         shard.resting = False
@@ -373,7 +338,7 @@ class QuorumRead(Generic[T]):
 
     # Ends
 
-    def _accept(self, shard: _Shard[T], answer: int) -> None:
+    def _accept(self, shard: ShardState[T], answer: int) -> None:
         for index, (reply, span) in enumerate(shard.answers):
             span.end(names.OUTCOME_WON if index == answer else names.OUTCOME_LOST, reply.replica)
         shard.accepted = shard.answers[answer][0]
