@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from services.embed.batching import Lane
 from services.embed.model import ModelFiles
+from services.runtime.config import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class SentenceEncoder:
     """A sentence-transformers model on the CPU, with the prompts it defines for queries and passages."""
 
     def __init__(self, files: ModelFiles, *, threads: int) -> None:
+        """Load the model; `threads` 0 means one per core. Raises ConfigError when the files are not a model."""
         # Imported here: torch takes seconds, and configuration errors should not have to wait for it.
         import torch
         from sentence_transformers import SentenceTransformer
@@ -52,9 +54,14 @@ class SentenceEncoder:
 
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it unannotated
         torch.set_num_threads(threads or os.cpu_count() or 1)
-        self._model = SentenceTransformer(
-            str(files.path), device="cpu", local_files_only=True, model_kwargs={"use_safetensors": True}
-        )
+        try:
+            self._model = SentenceTransformer(
+                str(files.path), device="cpu", local_files_only=True, model_kwargs={"use_safetensors": True}
+            )
+        except Exception as error:
+            # Broken files surface as anything from KeyError to the weight reader's own type.
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ConfigError(f"embed.model: {files.path} cannot be loaded: {why}") from error
         self._model.eval()
         dim = self._model.get_embedding_dimension()
         assert dim, "a sentence-transformers model has a dimension"

