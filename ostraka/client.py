@@ -12,7 +12,8 @@ client wrote and never go back.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -167,7 +168,7 @@ class Client:
         allow_partial: bool = False,
         max_tokens: int = 256,
         timeout_s: float | None = None,
-    ) -> AsyncIterator[AskEvent]:
+    ) -> AsyncGenerator[AskEvent, None]:
         """Stream an answer: `Retrieved`, then `Delta`s, then `Answer`. Leaving the loop cancels the call."""
         request = _request(
             pb.AskRequest,
@@ -180,21 +181,24 @@ class Client:
             max_tokens=max_tokens,
         )
 
-        def call(stub: RouterServiceAsyncStub, timeout: float, metadata: RpcMetadata) -> AsyncIterator[pb.AskEvent]:
-            return aiter(stub.Ask(request, timeout=timeout, metadata=metadata))
+        def call(stub: RouterServiceAsyncStub, timeout: float, metadata: RpcMetadata) -> Any:
+            return stub.Ask(request, timeout=timeout, metadata=metadata)
 
         deadline = self._deadline(self._options.ask_timeout_s if timeout_s is None else timeout_s)
-        async for message in self._open.stream(call, deadline):
-            if message.WhichOneof("event") == "answer":
-                self._session.add(message.answer.session_token)
-            if (event := event_from_proto(message)) is not None:
-                yield event
+        message: pb.AskEvent
+        async with aclosing(self._open.stream(call, deadline)) as messages:
+            async for message in messages:
+                if message.WhichOneof("event") == "answer":
+                    self._session.add(message.answer.session_token)
+                if (event := event_from_proto(message)) is not None:
+                    yield event
 
     async def answer(self, question: str, **arguments: Any) -> Answer:
         """The whole answer at once; the arguments are those of `ask`."""
-        async for event in self.ask(question, **arguments):
-            if isinstance(event, Answer):
-                return event
+        async with aclosing(self.ask(question, **arguments)) as events:
+            async for event in events:
+                if isinstance(event, Answer):
+                    return event
         raise ServerError("the stream ended without an answer")
 
     async def upsert(
@@ -336,7 +340,16 @@ def _request(kind: Any, **fields: Any) -> Any:
     try:
         return kind(**fields)
     except (TypeError, ValueError) as error:
-        raise InvalidRequest(f"{kind.__name__}: {error}") from error
+        culprit = next((name for name, value in fields.items() if not _fits(kind, name, value)), "")
+        raise InvalidRequest(f"{culprit or kind.__name__}: {error}", field=culprit) from error
+
+
+def _fits(kind: Any, name: str, value: Any) -> bool:
+    try:
+        kind(**{name: value})
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _query(query: str | VectorLike, field_name: str) -> pb.Query:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import grpc
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -36,7 +36,7 @@ class UnaryCall(Protocol[ResponseT]):
     ) -> Awaitable[ResponseT]: ...
 
 
-StreamCall: TypeAlias = Callable[["RouterServiceAsyncStub", float, RpcMetadata], AsyncIterator[EventT]]
+StreamCall: TypeAlias = Callable[["RouterServiceAsyncStub", float, RpcMetadata], grpc.aio.UnaryStreamCall[Any, EventT]]
 
 
 class Deadline:
@@ -92,12 +92,13 @@ class Connection:
                 await self._pause_or_raise(from_rpc_error(failure), failure, attempt, deadline, read=read)
         raise AssertionError("itertools.count ended")
 
-    async def stream(self, call: StreamCall[EventT], deadline: Deadline) -> AsyncIterator[EventT]:
+    async def stream(self, call: StreamCall[EventT], deadline: Deadline) -> AsyncGenerator[EventT, None]:
         """The events of a reading stream; called again only while nothing has arrived. Raises OstrakaError."""
         for attempt in itertools.count(1):
             arrived = False
+            rpc = call(self._stub(), deadline.remaining_s(), trace_metadata())
             try:
-                async for event in call(self._stub(), deadline.remaining_s(), trace_metadata()):
+                async for event in rpc:
                     arrived = True
                     yield event
                 return
@@ -106,6 +107,9 @@ class Connection:
                 if arrived:
                     raise error from failure
                 await self._pause_or_raise(error, failure, attempt, deadline, read=True)
+            finally:
+                # Whoever stops listening stops the work behind it too, the language model's included.
+                rpc.cancel()
 
     async def _pause_or_raise(
         self, error: OstrakaError, cause: BaseException, attempt: int, deadline: Deadline, *, read: bool
