@@ -54,12 +54,20 @@ class DropQueue(Generic[T]):
             return self._idle.wait_for(lambda: not self._items and not self._busy, timeout_s)
 
     def close(self, timeout_s: float) -> bool:
-        """Refuse new items, consume what is left, end the thread. False when `timeout_s` did not suffice."""
+        """Refuse new items, consume what is left, end the thread.
+
+        False when `timeout_s` did not suffice: what is still queued then counts as dropped.
+        """
         with self._lock:
             self._closed = True
         self._wake.set()
         self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        if not self._thread.is_alive():
+            return True
+        with self._lock:
+            self._dropped += len(self._items)
+            self._items.clear()
+        return False
 
     def _run(self) -> None:
         while True:

@@ -33,6 +33,8 @@ BATCH_SPANS_MAX = 512
 FLUSH_INTERVAL_S = 0.2
 """A finished span is on disk at the latest this long after its end."""
 SHUTDOWN_S = 3.0
+COLLECTOR_TIMEOUT_S = 5.0
+"""For one batch; a Collector that is away costs the batch."""
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -158,7 +160,9 @@ def _to_collector(settings: TracingSettings) -> Callable[[list[ReadableSpan]], N
             f"OTLP endpoint {settings.otlp_endpoint!r} would send traces in the clear; "
             "use https, or http to a Collector on this machine"
         )
-    exporter = OTLPSpanExporter(endpoint=settings.otlp_endpoint, insecure=address.scheme == "http", timeout=5)
+    exporter = OTLPSpanExporter(
+        endpoint=settings.otlp_endpoint, insecure=address.scheme == "http", timeout=COLLECTOR_TIMEOUT_S
+    )
 
     def export(batch: list[ReadableSpan]) -> None:
         if exporter.export(batch) is not SpanExportResult.SUCCESS:

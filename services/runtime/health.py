@@ -35,6 +35,7 @@ class MeshHealth:
         self._serving = serving
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in self._names:
+            self.servicer.listed[name] = health_pb2.HealthCheckResponse(status=status)
             await self.servicer.set(name, status)
 
     async def drain(self) -> None:
@@ -45,11 +46,15 @@ class MeshHealth:
 
 
 class _DrainingHealthServicer(health.aio.HealthServicer):  # type: ignore[misc]  # grpc_health has no type stubs
-    """The reference implementation, whose watches also end when `draining` is set."""
+    """The reference implementation, with List, and with watches that end when `draining` is set."""
 
     def __init__(self) -> None:
         super().__init__()
         self.draining = asyncio.Event()
+        self.listed: dict[str, health_pb2.HealthCheckResponse] = {}
+
+    async def List(self, _request: health_pb2.HealthListRequest, _context: Any) -> health_pb2.HealthListResponse:
+        return health_pb2.HealthListResponse(statuses=self.listed)
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:
         watching = asyncio.ensure_future(super().Watch(request, context))

@@ -31,6 +31,7 @@ from services.runtime.errors import (
     MeshError,
     PermissionDenied,
     Unauthenticated,
+    Unimplemented,
     from_rpc_error,
     to_rpc_status,
 )
@@ -38,6 +39,7 @@ from services.runtime.tls import Role, roles_of
 
 REPLY_RESERVE_MS = 5
 """Taken off the caller's deadline, so that the reason for failing still reaches it."""
+_OK = grpc.StatusCode.OK
 _SAN_KEY = "x509_subject_alternative_name"
 _LOG = logs.logger("rpc")
 
@@ -92,6 +94,9 @@ class ErrorInterceptor(CallInterceptor):
         except grpc.aio.AbortError:
             raise
         except Exception as error:
+            if isinstance(error, NotImplementedError) and served_code(context, _OK) is grpc.StatusCode.UNIMPLEMENTED:
+                # What generated servicers do for a method that nobody wrote.
+                return await context.abort_with_status(to_rpc_status(Unimplemented(f"{method[1:]} is not served here")))
             trace_id = spans.current_trace_id()
             _LOG.exception("a handler failed", error, method=method)
             found = Internal(f"internal error; the server's log has it under trace {trace_id or 'unknown'}")

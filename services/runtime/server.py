@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from observability.logs import logger
 from services.runtime.access import ALLOWED
@@ -59,7 +59,8 @@ class MeshServer:
             add_to_server(servicer, recorder)
         health = MeshHealth(recorder.service_names)
         health_pb2_grpc.add_HealthServicer_to_server(health.servicer, recorder)
-        reflection.enable_server_reflection([*recorder.service_names, reflection.SERVICE_NAME], recorder)
+        listed = [*recorder.service_names, reflection.SERVICE_NAME]
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(listed), recorder)
         unlisted = recorder.methods - set(ALLOWED)
         assert not unlisted, f"methods without an allow-list in services/runtime/access.py: {sorted(unlisted)}"
         await health.set(False)

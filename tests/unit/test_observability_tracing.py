@@ -76,6 +76,7 @@ def test_lines_say_what_the_official_encoder_says() -> None:
     for span in (*scope.spans, *expected):
         # Ours also say whether the trace is sampled, which the official encoder leaves out.
         span.flags &= 0x300
+        span.status.SetInParent()
         for linked in span.links:
             linked.flags = 0
     assert sorted(scope.spans, key=lambda s: s.name) == sorted(expected, key=lambda s: s.name)
@@ -221,7 +222,25 @@ def test_endpoints_in_the_clear_are_refused(tmp_path: Path) -> None:
             tracing.configure(TracingSettings("test", "0", "1", tmp_path, otlp_endpoint=endpoint))
 
 
-def test_a_collector_that_is_away_costs_only_spans(tmp_path: Path) -> None:
+def test_closing_is_bounded_and_counts_what_is_left() -> None:
+    entered, release = threading.Event(), threading.Event()
+
+    def consume(_: list[int]) -> None:
+        entered.set()
+        release.wait(30)
+
+    queue: DropQueue[int] = DropQueue("test", consume, items_max=10, batch_max=1, interval_s=60)
+    queue.offer(0)
+    assert entered.wait(30)
+    for number in range(3):
+        queue.offer(number)
+    assert not queue.close(0.01)
+    assert queue.dropped == 3
+    release.set()
+
+
+def test_a_collector_that_is_away_costs_only_spans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "COLLECTOR_TIMEOUT_S", 0.2)
     before = tracing.spans_dropped()
     tracing.configure(TracingSettings("test", "0", "1", tmp_path, otlp_endpoint="http://127.0.0.1:1"))
     try:

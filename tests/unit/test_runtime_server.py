@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,10 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from observability import logs
+from observability.logs import LogSettings
 from ostraka.v1 import embed_pb2 as embed
 from ostraka.v1 import embed_pb2_grpc, generator_pb2, generator_pb2_grpc
 from services.runtime.channel import ChannelPool, open_channel
@@ -25,11 +30,12 @@ from services.runtime.errors import (
     NotFound,
     ResourceExhausted,
     StartError,
+    Unimplemented,
     from_rpc_error,
 )
 from services.runtime.server import MeshServer
 from services.runtime.tls import Role
-from tests.inprocess import mesh_config, running_server
+from tests.inprocess import every_service, mesh_config, running_server
 
 EMBED = "/ostraka.v1.EmbedService/Embed"
 GENERATE = "/ostraka.v1.GeneratorService/Generate"
@@ -95,6 +101,17 @@ async def test_a_downstream_status_keeps_its_meaning(tmp_path: Path) -> None:
     async with mesh(mesh_config(tmp_path), raising(downstream)) as (_, channel):
         got = await failure_of(embed_pb2_grpc.EmbedServiceStub(channel).Embed(embed.EmbedRequest()))
     assert (type(got), got.message) == (NotFound, "gone")
+
+
+async def test_a_method_nobody_wrote_is_unimplemented(tmp_path: Path) -> None:
+    def generated(request: Any, context: Any) -> Any:
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        raise NotImplementedError("Method not implemented!")
+
+    async with mesh(mesh_config(tmp_path), {EMBED: generated}) as (_, channel):
+        got = await failure_of(embed_pb2_grpc.EmbedServiceStub(channel).Embed(embed.EmbedRequest()))
+    assert type(got) is Unimplemented
+    assert got.message == "ostraka.v1.EmbedService/Embed is not served here"
 
 
 async def test_an_abort_by_the_handler_passes(tmp_path: Path) -> None:
@@ -197,6 +214,9 @@ async def test_health_is_earned_and_watched(tmp_path: Path) -> None:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         for service in ("", "ostraka.v1.EmbedService", "ostraka.v1.ShardService"):
             assert (await stub.Check(health_pb2.HealthCheckRequest(service=service))).status == NOT_SERVING
+        listed = (await stub.List(health_pb2.HealthListRequest())).statuses
+        assert {status.status for status in listed.values()} == {NOT_SERVING}
+        assert "ostraka.v1.RouterService" in listed
         watch = stub.Watch(health_pb2.HealthCheckRequest())
         assert (await watch.read()).status == NOT_SERVING
         await server.set_serving(True)
@@ -266,6 +286,43 @@ async def test_a_handler_learns_that_its_caller_went_away(tmp_path: Path) -> Non
         await begun.wait()
         pending.cancel()
         await asyncio.wait_for(cancelled.wait(), 10)
+
+
+async def test_reflection_lists_every_service(tmp_path: Path) -> None:
+    config = mesh_config(tmp_path)
+    async with (
+        running_server(config) as server,
+        open_channel(config, f"127.0.0.1:{server.port}", server_role=Role.EMBED, identity="admin") as channel,
+    ):
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+        call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="*")]))
+        listed = {service.name for service in (await call.read()).list_services_response.service}
+        call.cancel()
+    assert listed == {service.full_name for service in every_service()}
+
+
+async def test_each_call_is_one_line_in_the_access_log(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    logs.configure(LogSettings("embed", "0"), stream)
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    metadata = (("traceparent", f"00-{trace_id}-b7ad6b7169203331-01"),)
+    try:
+        async with mesh(mesh_config(tmp_path), raising(NotFound("no"))) as (_, channel):
+            stub = embed_pb2_grpc.EmbedServiceStub(channel)
+            await failure_of(stub.Embed(embed.EmbedRequest(), metadata=metadata))
+            await stub.DescribeModel(embed.DescribeModelRequest())
+            await failure_of(generator_pb2_grpc.GeneratorServiceStub(channel).Generate(generator_pb2.GenerateRequest()))
+    finally:
+        logs.shutdown()
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    calls = [line for line in lines if line["event"] == "rpc"]
+    assert [(line["method"], line["role"], line["code"]) for line in calls] == [
+        (EMBED, "router", "NOT_FOUND"),
+        ("/ostraka.v1.EmbedService/DescribeModel", "router", "OK"),
+        (GENERATE, "router", "NOT_FOUND"),
+    ]
+    assert calls[0]["trace_id"] == trace_id
+    assert all(line["ms"] >= 0 for line in calls)
 
 
 async def test_a_pool_goes_round_robin(tmp_path: Path) -> None:
