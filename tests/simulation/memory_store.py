@@ -1,0 +1,94 @@
+"""A replica's disk in memory: durable rows, and one transaction that is lost unless it is committed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from services.quorum.clock import Version
+from services.quorum.gtid import Gtid, GtidSet
+from services.quorum.rows import HeadRow, Op, PassageRow
+
+Passages = dict[tuple[Version, int], PassageRow]
+
+
+class DurableRows:
+    """What survives a crash. Implements `ReplicaRows`."""
+
+    def __init__(self) -> None:
+        self.heads: dict[str, HeadRow] = {}
+        self.passages: dict[str, Passages] = {}
+        self.ops: dict[Gtid, Op] = {}
+        self.applied_set = GtidSet.EMPTY
+        self.hlc_max = 0
+
+    def head(self, document_id: str) -> HeadRow | None:
+        return self.heads.get(document_id)
+
+    def rows_of(self, document_id: str) -> Passages:
+        return self.passages.get(document_id, {})
+
+    def op(self, gtid: Gtid) -> Op | None:
+        return self.ops.get(gtid)
+
+    def live_passages(self, document_id: str) -> list[PassageRow]:
+        head = self.head(document_id)
+        if head is None:
+            return []
+        rows = self.rows_of(document_id)
+        return [row for key, row in sorted(rows.items()) if key[0] == head.version and key[1] < head.passages]
+
+    def staged_passages(self, op: Op) -> list[PassageRow]:
+        found = []
+        for document_id in op.document_ids:
+            head = self.head(document_id)
+            if head is None or op.version > head.version:
+                rows = self.rows_of(document_id)
+                found += [row for key, row in sorted(rows.items()) if key[0] == op.version]
+        return found
+
+
+class Transaction(DurableRows):
+    """Changes on top of durable rows. Implements `ReplicaStore`; nothing is durable before `commit`."""
+
+    def __init__(self, base: DurableRows) -> None:
+        super().__init__()
+        self._base = base
+        self.touched: dict[str, None] = {}
+
+    def head(self, document_id: str) -> HeadRow | None:
+        return self.heads.get(document_id) or self._base.head(document_id)
+
+    def rows_of(self, document_id: str) -> Passages:
+        own = self.passages.get(document_id)
+        return self._base.rows_of(document_id) if own is None else own
+
+    def op(self, gtid: Gtid) -> Op | None:
+        return self.ops.get(gtid) or self._base.op(gtid)
+
+    def put_head(self, head: HeadRow) -> None:
+        self.heads[head.document_id] = head
+        kept = {key: row for key, row in self.rows_of(head.document_id).items() if key[0] >= head.version}
+        self.passages[head.document_id] = kept
+        self.touched[head.document_id] = None
+
+    def put_passages(self, rows: Sequence[PassageRow]) -> None:
+        for row in rows:
+            own = self.passages.setdefault(row.document_id, dict(self.rows_of(row.document_id)))
+            own.setdefault((row.version, row.ordinal), row)
+            self.touched[row.document_id] = None
+
+    def put_op(self, op: Op) -> None:
+        self.ops[op.gtid] = op
+
+    def put_state(self, applied_added: GtidSet, hlc_max: int) -> None:
+        self.applied_set = self.applied_set.union(applied_added)
+        self.hlc_max = max(self.hlc_max, hlc_max)
+
+    def commit(self) -> None:
+        """Everything becomes durable in one step."""
+        base = self._base
+        base.heads.update(self.heads)
+        base.passages.update(self.passages)
+        base.ops.update(self.ops)
+        base.applied_set = base.applied_set.union(self.applied_set)
+        base.hlc_max = max(base.hlc_max, self.hlc_max)
