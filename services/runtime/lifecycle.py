@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
+from typing import NoReturn
 
 import uvloop
 
@@ -27,6 +28,7 @@ from services.runtime.errors import StartError
 
 CLOSE_S = 5.0
 """Beyond `mesh.drain_s`, how long a process may take to close its files before it is cut off."""
+LAST_WORDS_S = 0.2
 _LOG = logs.logger("lifecycle")
 
 
@@ -176,17 +178,16 @@ async def _supervise(config: Config, seat: Seat, main: Main) -> int:
         await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
             await asyncio.wait((work,), timeout=config.mesh.drain_s + CLOSE_S)
-        return await _outcome(work, lifecycle)
+        return _outcome(work, lifecycle)
     finally:
         stopping.cancel()
 
 
-async def _outcome(work: asyncio.Future[None], lifecycle: Lifecycle) -> int:
+def _outcome(work: asyncio.Future[None], lifecycle: Lifecycle) -> int:
     if not work.done():
         _LOG.error("the drain took too long and is cut off")
-        work.cancel()
-        await asyncio.wait((work,), timeout=1.0)
-        return 1
+        tracing.shutdown()
+        _exit_now(1)
     error = None if work.cancelled() else work.exception()
     if isinstance(error, (ConfigError, StartError)):
         raise error
@@ -203,8 +204,13 @@ def _on_signal(lifecycle: Lifecycle, number: signal.Signals) -> None:
         lifecycle.request_stop(number.name)
         return
     _LOG.warning("second signal: stopping at once", signal=number.name)
-    logs.shutdown(0.2)
-    os._exit(128 + number)
+    _exit_now(128 + number)
+
+
+def _exit_now(code: int) -> NoReturn:
+    """End the process whatever its tasks and threads are doing; everything acknowledged is on disk already."""
+    logs.shutdown(LAST_WORDS_S)
+    os._exit(code)
 
 
 def _parse(service_name: str, argv: Sequence[str] | None) -> argparse.Namespace:
