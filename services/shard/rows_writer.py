@@ -32,6 +32,8 @@ class RowsWriter(RowsReader):
         self._applied_staged = self._applied
         self._dead: set[int] = set()
         self._born: dict[int, bytes] = {}
+        self._heads: dict[str, HeadRow | None] = {}  # read or written in this transaction
+        self._inserted: dict[int, bytes] = {}  # vectors of rows added in this transaction
         self._damaged: list[RowName] = []
         self._digest = 0
         self._documents = 0
@@ -43,7 +45,7 @@ class RowsWriter(RowsReader):
         `mending`: a head that fails its checksum reads as absent, so that a peer's takes its place.
         """
         self._mending = mending
-        self._damaged = []
+        self._damaged, self._heads, self._inserted = [], {}, {}
         self._now_ms = now_ms
         self._dead, self._born = set(), {}
         self._digest, self._documents = 0, 0
@@ -53,7 +55,7 @@ class RowsWriter(RowsReader):
     def commit(self) -> Change:
         """Make the transaction durable and say what it changed. Raises StoreError; roll back then."""
         self.database.commit()
-        self._applied = self._applied_staged
+        self._applied, self._heads = self._applied_staged, {}
         flat = b"".join(self._born.values())
         return Change(
             dead=np.array(sorted(self._dead), dtype=np.int64),
@@ -66,11 +68,17 @@ class RowsWriter(RowsReader):
 
     def rollback(self) -> None:
         """Undo everything since `begin`. Raises StoreError."""
+        self._heads = {}
         self.database.rollback()
 
     def head(self, document_id: str) -> HeadRow | None:
         """The document's head, tombstones included. Raises DamagedRowError, StoreError."""
-        return self._stored_head(document_id) if self._mending else super().head(document_id)
+        if self._mending or document_id in self._heads:
+            return self._stored_head(document_id)
+        found = super().head(document_id)
+        if self.database.in_transaction:
+            self._heads[document_id] = found
+        return found
 
     def put_head(self, head: HeadRow) -> None:
         """Replace the document's head, which the caller knows to be older or absent. Raises StoreError."""
@@ -80,9 +88,11 @@ class RowsWriter(RowsReader):
             "INSERT OR REPLACE INTO heads (document, hlc, src, n, sum) VALUES (?, ?, ?, ?, ?)",
             (head.document_id, *version, head.passages, schema.head_sum(head)),
         )
+        self._heads[head.document_id] = head
         self._count(old, head)
-        for rid, ordinal, hlc, source in self.database.rows(
-            "SELECT rid, ordinal, hlc, src FROM passages WHERE document = ?", (head.document_id,)
+        superseded: list[int] = []
+        for rid, ordinal, hlc, source, since_ms in self.database.rows(
+            "SELECT rid, ordinal, hlc, src, superseded_ms FROM passages WHERE document = ?", (head.document_id,)
         ):
             name = (ordinal, (hlc, source))
             was = old is not None and _is_live(name, old)
@@ -91,22 +101,23 @@ class RowsWriter(RowsReader):
                 self._dies(rid)
             elif now and not was:
                 self._lives(rid)
-        self.database.rows(
-            "UPDATE passages SET superseded_ms = ? WHERE document = ? AND superseded_ms IS NULL"
-            " AND ((hlc, src) < (?, ?) OR ((hlc, src) = (?, ?) AND ordinal >= ?))",
-            (self._now_ms, head.document_id, *version, *version, head.passages),
-        )
+            if not now and since_ms is None and (hlc, source) <= version:
+                superseded.append(rid)
+        if superseded:
+            self.database.many(
+                "UPDATE passages SET superseded_ms = ? WHERE rid = ?", [(self._now_ms, rid) for rid in superseded]
+            )
 
     def put_passages(self, rows: Sequence[PassageRow]) -> None:
         """Store rows; one that is there already is kept, unless its checksum fails. Raises StoreError."""
-        heads: dict[str, HeadRow | None] = {}
         for row in rows:
-            if row.document_id not in heads:
-                heads[row.document_id] = self._stored_head(row.document_id)
             rid = self._insert(row)
-            head = heads[row.document_id]
+            if rid is None:
+                continue
+            self._inserted[rid] = row.vector
+            head = self._stored_head(row.document_id)
             version = (schema.to_sql(row.version.hlc), schema.to_sql(row.version.source))
-            if rid is not None and head is not None and _is_live((row.ordinal, version), head):
+            if head is not None and _is_live((row.ordinal, version), head):
                 self._born[rid] = row.vector
 
     def put_op(self, op: Op) -> None:
@@ -154,10 +165,12 @@ class RowsWriter(RowsReader):
 
     def _stored_head(self, document_id: str) -> HeadRow | None:
         """The head, or None when it is damaged too: a good one is about to take its place."""
-        try:
-            return super().head(document_id)
-        except DamagedRowError:
-            return None
+        if document_id not in self._heads:
+            try:
+                self._heads[document_id] = super().head(document_id)
+            except DamagedRowError:
+                return None
+        return self._heads[document_id]
 
     def _insert(self, row: PassageRow) -> int | None:
         """The rid of a row that was added or replaced a damaged one; None when a sound one is there."""
@@ -188,6 +201,9 @@ class RowsWriter(RowsReader):
             self._dead.add(rid)
 
     def _lives(self, rid: int) -> None:
+        if rid in self._inserted:
+            self._born[rid] = self._inserted[rid]
+            return
         row = self.database.first(
             "SELECT document, ordinal, hlc, src, vec, payload, sum FROM passages WHERE rid = ?", (rid,)
         )

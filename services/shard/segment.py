@@ -12,6 +12,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -149,7 +150,12 @@ def map_segment(directory: Path, manifest: Manifest) -> Segment:
         manifest=manifest,
         directory=directory,
         index=faiss_index.read(directory / INDEX_FILE),
-        vectors=np.load(directory / VECTORS_FILE, mmap_mode="r"),
-        rids=np.load(directory / RIDS_FILE, mmap_mode="r"),
-        order=np.load(directory / ORDER_FILE, mmap_mode="r"),
+        vectors=_mapped(directory / VECTORS_FILE),
+        rids=_mapped(directory / RIDS_FILE),
+        order=_mapped(directory / ORDER_FILE),
     )
+
+
+def _mapped(path: Path) -> NDArray[Any]:
+    """A read-only mapping as a plain array: numpy's memmap class costs 25 microseconds per look-up."""
+    return np.load(path, mmap_mode="r").view(np.ndarray)  # type: ignore[no-any-return] # load() is untyped

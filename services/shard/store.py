@@ -102,6 +102,10 @@ class Database:
         with _translated(self.path):
             self._connection.executemany(sql, [tuple(line) for line in parameters])
 
+    @property
+    def in_transaction(self) -> bool:
+        return bool(self._connection.in_transaction)
+
     def changed(self) -> int:
         """Rows changed by the last statement."""
         return self._connection.changes()
@@ -132,7 +136,7 @@ class Database:
 
     def _end(self, verb: str) -> None:
         with _translated(self.path):
-            if self._connection.in_transaction:
+            if self.in_transaction:
                 self._connection.execute(verb)
 
     def checkpoint(self) -> None:
