@@ -423,7 +423,7 @@ class SearchRequest(_message.Message):
     EMBEDDING_MODEL_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     k: _builtins.int
-    """default 10"""
+    """absent: 10; 0 is refused"""
     consistency: _passage_pb2.ConsistencyLevel.ValueType
     session_token: _builtins.bytes
     allow_partial: _builtins.bool
@@ -441,18 +441,20 @@ class SearchRequest(_message.Message):
         *,
         collection: _builtins.str = ...,
         queries: _abc.Iterable[Global___Query] | None = ...,
-        k: _builtins.int = ...,
+        k: _builtins.int | None = ...,
         consistency: _passage_pb2.ConsistencyLevel.ValueType = ...,
         session_token: _builtins.bytes = ...,
         allow_partial: _builtins.bool = ...,
         exact: _builtins.bool = ...,
         embedding_model: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "k", b"k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_partial", b"allow_partial", "collection", b"collection", "consistency", b"consistency", "embedding_model", b"embedding_model", "exact", b"exact", "k", b"k", "queries", b"queries", "session_token", b"session_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "allow_partial", b"allow_partial", "collection", b"collection", "consistency", b"consistency", "embedding_model", b"embedding_model", "exact", b"exact", "k", b"k", "queries", b"queries", "session_token", b"session_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__k: _TypeAlias = _typing.Literal["k"]  # noqa: Y015
+    _WhichOneofArgType__k: _TypeAlias = _typing.Literal["_k", b"_k"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__k) -> _WhichOneofReturnType__k | None: ...
 
 Global___SearchRequest: _TypeAlias = SearchRequest  # noqa: Y015
 
@@ -533,7 +535,7 @@ class AskRequest(_message.Message):
     collection: _builtins.str
     question: _builtins.str
     k: _builtins.int
-    """default 8"""
+    """absent: 8; 0 is refused"""
     consistency: _passage_pb2.ConsistencyLevel.ValueType
     session_token: _builtins.bytes
     allow_partial: _builtins.bool
@@ -544,17 +546,19 @@ class AskRequest(_message.Message):
         *,
         collection: _builtins.str = ...,
         question: _builtins.str = ...,
-        k: _builtins.int = ...,
+        k: _builtins.int | None = ...,
         consistency: _passage_pb2.ConsistencyLevel.ValueType = ...,
         session_token: _builtins.bytes = ...,
         allow_partial: _builtins.bool = ...,
         max_tokens: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "k", b"k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_partial", b"allow_partial", "collection", b"collection", "consistency", b"consistency", "k", b"k", "max_tokens", b"max_tokens", "question", b"question", "session_token", b"session_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "allow_partial", b"allow_partial", "collection", b"collection", "consistency", b"consistency", "k", b"k", "max_tokens", b"max_tokens", "question", b"question", "session_token", b"session_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__k: _TypeAlias = _typing.Literal["k"]  # noqa: Y015
+    _WhichOneofArgType__k: _TypeAlias = _typing.Literal["_k", b"_k"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__k) -> _WhichOneofReturnType__k | None: ...
 
 Global___AskRequest: _TypeAlias = AskRequest  # noqa: Y015
 

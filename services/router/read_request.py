@@ -82,7 +82,7 @@ def search_plan(request: router_pb2.SearchRequest, catalogue: Catalogue, limits:
     count = len(request.queries)
     if not 1 <= count <= limits.queries_max:
         raise InvalidArgument(f"holds {count} queries; a Search takes 1 to {limits.queries_max}", "queries")
-    k = _k(request.k, K_SEARCH_DEFAULT, limits.k_max)
+    k = _k(request, K_SEARCH_DEFAULT, limits.k_max)
     if k * count > HITS_MAX:
         raise InvalidArgument(
             f"{count} queries of k {k} ask for {k * count} hits; one call returns at most {HITS_MAX}", "k"
@@ -112,7 +112,7 @@ def ask_plan(request: router_pb2.AskRequest, catalogue: Catalogue, limits: Route
     if tokens > ANSWER_TOKENS_MAX:
         raise InvalidArgument(f"is {tokens}; an answer has at most {ANSWER_TOKENS_MAX} tokens", "max_tokens")
     reading = Reading(collection, _level(request.consistency), _session(request.session_token), request.allow_partial)
-    return AskPlan(reading, request.question, _k(request.k, K_ASK_DEFAULT, limits.k_max), tokens)
+    return AskPlan(reading, request.question, _k(request, K_ASK_DEFAULT, limits.k_max), tokens)
 
 
 def get_plan(request: router_pb2.GetRequest, catalogue: Catalogue, limits: RouterConfig) -> GetPlan:
@@ -181,11 +181,10 @@ def check_model(model: str, collection: Collection) -> None:
         )
 
 
-def _k(given: int, default: int, k_max: int) -> int:
-    """`k` 0 means the default: proto3 cannot tell it from absence."""
-    k = given or default
-    if k > k_max:
-        raise InvalidArgument(f"is {k}; at most {k_max}", "k")
+def _k(request: router_pb2.SearchRequest | router_pb2.AskRequest, default: int, k_max: int) -> int:
+    k = request.k if request.HasField("k") else default
+    if not 1 <= k <= k_max:
+        raise InvalidArgument(f"is {k}; 1 to {k_max}", "k")
     return k
 
 

@@ -15,9 +15,12 @@ from services.runtime.tls import Role, channel_credentials, role_name
 KEEPALIVE_MS = 10_000
 KEEPALIVE_TIMEOUT_MS = 5_000
 """A peer that vanished without closing (power, network) is noticed within KEEPALIVE_MS plus this."""
-RECONNECT_MS_MIN = 100
-RECONNECT_MS_MAX = 2_000
-"""gRPC's own 120 s would keep a restarted node unused for minutes."""
+CONNECT_TIMEOUT_MS = 5_000
+"""For one attempt, TLS handshake included; gRPC calls it the minimum reconnect backoff."""
+RECONNECT_MS_INITIAL = 100
+RECONNECT_MS_MAX = 500
+"""gRPC's own 120 s would keep a restarted node unused for minutes. A refused call says "again in 500 ms"
+(RetryInfo); by then the connection has been tried again."""
 
 
 def open_channel(config: Config, address: str, *, server_role: Role, identity: str) -> grpc.aio.Channel:
@@ -43,8 +46,8 @@ def channel_options(server_role: Role, message_bytes_max: int) -> list[tuple[str
         ("grpc.max_receive_message_length", message_bytes_max),
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
-        ("grpc.initial_reconnect_backoff_ms", RECONNECT_MS_MIN),
-        ("grpc.min_reconnect_backoff_ms", RECONNECT_MS_MIN),
+        ("grpc.initial_reconnect_backoff_ms", RECONNECT_MS_INITIAL),
+        ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
         ("grpc.max_reconnect_backoff_ms", RECONNECT_MS_MAX),
         # A proxy from the environment must not see traffic between processes of the mesh.
         ("grpc.enable_http_proxy", 0),
