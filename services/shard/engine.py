@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -90,6 +91,7 @@ class Engine:
         self._damaged: frozenset[RowName] = frozenset(loaded.damaged_rows)
         limits = ReplicaLimits(write_age_ms=config.write_age_ms_max, clock_skew_ms=config.clock_skew_ms_max)
         self.core = ReplicaCore(replica_id, epoch, loaded.view.applied, loaded.view.hlc_max, limits)
+        self._damage_lock = threading.Lock()  # rows are found damaged in any thread
         self._read_only = ""
         self._failure = ""
         self.readers = Readers(directory / DATABASE_FILE, kept=8)
@@ -164,14 +166,21 @@ class Engine:
 
     def note_damage(self, names: Sequence[RowName]) -> None:
         """Remember damaged rows until they are repaired or superseded."""
-        added = frozenset(names) - self._damaged
-        if added:
+        with self._damage_lock:
+            added = frozenset(names) - self._damaged
             self._damaged |= added
+        if added:
             _LOG.error("rows fail their checksum", replica=self.replica_id, rows=sorted(map(str, added))[:8])
         self.hooks.damaged()
 
-    def fail(self, reason: str) -> None:
-        """The replica cannot serve any more."""
+    def note_failure(self, error: Exception) -> None:
+        """Draw the consequence of a failed read or write, in whichever thread it was met."""
+        if isinstance(error, StoreIOError):
+            self.hooks.fatal(str(error))
+        if isinstance(error, StoreCorruptError):
+            self._fail(str(error))
+
+    def _fail(self, reason: str) -> None:
         if not self._failure:
             self._failure = reason
             _LOG.error("replica failed", replica=self.replica_id, reason=reason)
@@ -251,7 +260,8 @@ class Engine:
         if change.damaged:
             self.note_damage(change.damaged)
         if self._damaged:
-            self._damaged = frozenset(name for name in self._damaged if self._is_damaged(name))
+            with self._damage_lock:
+                self._damaged = frozenset(name for name in self._damaged if self._is_damaged(name))
         self.hooks.published()
 
     def _abort(self, error: BaseException) -> None:
@@ -260,10 +270,8 @@ class Engine:
             self._rows.rollback()
         except StoreError as second:
             self.hooks.fatal(f"rollback failed: {second}")
-        if isinstance(error, StoreIOError):
-            self.hooks.fatal(str(error))
-        if isinstance(error, StoreCorruptError):
-            self.fail(str(error))
+        if isinstance(error, StoreError):
+            self.note_failure(error)
 
     def _seal(self, segment: Segment, manifest_sha256: str, replaced: Sequence[str]) -> None:
         try:

@@ -27,6 +27,12 @@ SETTLE_S = 0.05
 """A batch on its way to all voters at once is usually here by then; only what is still missing is pulled."""
 CATCH_UP_MS = 10_000
 """After this a replica counts as caught up even if too few peers could be reached."""
+FETCHES_MAX = 8
+"""Searches that pull at once; others wait and usually find that a pull before theirs brought it."""
+PIECE_S = 3.0
+"""A peer that sends nothing for so long is given up: it may be paused."""
+PEER_MS = 1_000
+"""Of a search's deadline, what one peer may take while others could be asked."""
 _LOG = logger("shard")
 _RECOVERABLE = (grpc.aio.AioRpcError, WireError, StoreError, DamagedRowError, ReplicaFailedError, TimeoutError)
 
@@ -51,6 +57,7 @@ class Repair:
         self._hint = asyncio.Event()
         self._caught_up = asyncio.Event()
         self._unreachable: set[str] = set()
+        self._fetches = asyncio.Semaphore(FETCHES_MAX)
 
     def want(self, gtids: GtidSet) -> None:
         """Pull these soon."""
@@ -73,7 +80,10 @@ class Repair:
             if not missing or deadline.expired():
                 return
             try:
-                await self._pull(node, missing, deadline, mending=False)
+                async with asyncio.timeout(deadline.remaining_s()), self._fetches:
+                    missing = want.difference(self._engine.view.applied)
+                    share = deadline.share(0.5).at_most_ms(PEER_MS)
+                    await self._pull(node, missing, share, mending=False)
             except _RECOVERABLE as error:
                 _LOG.debug("pull failed", replica=self._replica.replica_id, peer=node, error=repr(error))
 
@@ -84,9 +94,13 @@ class Repair:
         nodes = sorted(self._peers)
         turn = sum(self._replica.replica_id.encode())  # replicas begin at different peers
         while True:
-            await self._mend()
-            if nodes:
-                await self._round(nodes[turn % len(nodes)])
+            try:
+                await self._mend()
+                if nodes:
+                    await self._round(nodes[turn % len(nodes)])
+            except Exception as error:
+                # A defect met in one round must not end repair for good.
+                _LOG.exception("repair round failed", error, replica=self._replica.replica_id)
             turn += 1
             self._judge(started)
             pause_s = interval_s if self._replica.caught_up else min(SETTLE_S, interval_s)
@@ -194,6 +208,15 @@ class Repair:
             shard=self._replica.shard,
             want=set_to_wire(want),
         )
-        async for reply in self._peers[node].Pull(request, timeout=deadline.remaining_s()):
-            bundle = bundle_from_wire(reply, self._replica.dim)
-            await asyncio.wrap_future(self._engine.merge(bundle, mending=mending))
+        call = self._peers[node].Pull(request, timeout=deadline.remaining_s())
+        pieces = aiter(call)
+        try:
+            while True:
+                async with asyncio.timeout(PIECE_S):
+                    reply = await anext(pieces)
+                bundle = bundle_from_wire(reply, self._replica.dim)
+                await asyncio.wrap_future(self._engine.merge(bundle, mending=mending))
+        except StopAsyncIteration:
+            return
+        finally:
+            call.cancel()

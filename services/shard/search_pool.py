@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -28,6 +29,7 @@ class SearchPool:
         self._clock = clock
         self._places = self.threads + queue_max
         self._taken = 0
+        self._lock = threading.Lock()
         self._executor = ThreadPoolExecutor(
             self.threads, thread_name_prefix="search", initializer=faiss_index.use_one_thread
         )
@@ -35,21 +37,23 @@ class SearchPool:
     async def run(self, work: Callable[[int], T], deadline: Deadline) -> T:
         """`work(queue wait in microseconds)` in a thread. Raises PoolFullError at once when the queue is full, and
         DeadlineExceeded instead of beginning late work."""
-        if self._taken >= self._places:
-            raise PoolFullError(f"{self._taken} searches wait or run")
-        self._taken += 1
+        with self._lock:
+            if self._taken >= self._places:
+                raise PoolFullError(f"{self._taken} searches wait or run")
+            self._taken += 1
         queued_s = self._clock.monotonic_s()
 
         def begin() -> T:
             deadline.check("a search")
             return work(int((self._clock.monotonic_s() - queued_s) * 1e6))
 
-        future = asyncio.get_running_loop().run_in_executor(self._executor, begin)
-        future.add_done_callback(self._release)
-        return await future
+        future = self._executor.submit(begin)
+        future.add_done_callback(self._release)  # also when the caller went away: a running search keeps its place
+        return await asyncio.wrap_future(future)
 
     def _release(self, _done: object) -> None:
-        self._taken -= 1
+        with self._lock:
+            self._taken -= 1
 
     def close(self) -> None:
         """Wait for running work and drop what waits."""

@@ -159,6 +159,7 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
             replica.engine.note_damage(error.names)
             raise DataLoss(str(error)) from error
         except StoreError as error:
+            replica.engine.note_failure(error)
             raise Unavailable(str(error)) from error
 
     async def Gossip(
@@ -314,7 +315,6 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
                 searched = engine.view
                 found = search.run(searched, engine.readers, task)
             search_us = int((self._clock.monotonic_s() - began) * 1e6)
-            search.describe(held, searched, task, queue_wait_us, search_us)
             return found, searched, queue_wait_us, search_us
 
         try:
@@ -322,6 +322,10 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         except DamagedRowError as error:
             engine.note_damage(error.names)
             raise
+        except StoreError as error:
+            engine.note_failure(error)
+            raise
+        search.describe(held, searched, task, result.queue_wait_us, result.search_us)
         _fill_view(result, searched)
         result.results.extend(found)
         result.status = shard_pb2.REPLICA_STATUS_OK
@@ -350,6 +354,7 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
             reply.status, reply.message = shard_pb2.REPLICA_STATUS_FAILED, str(error)
             return reply
         except StoreError as error:
+            engine.note_failure(error)
             reply.status, reply.message = shard_pb2.REPLICA_STATUS_FAILED, str(error)
             return reply
         else:

@@ -57,10 +57,14 @@ def _translated(path: Path) -> Iterator[None]:
     try:
         yield
     except apsw.Error as error:
-        for kind, ours in _KINDS:
-            if isinstance(error, kind):
-                raise ours(f"{path}: {error}") from error
-        raise StoreError(f"{path}: {type(error).__name__}: {error}") from error
+        raise _ours(path, error) from error
+
+
+def _ours(path: Path, error: apsw.Error) -> StoreError:
+    for kind, ours in _KINDS:
+        if isinstance(error, kind):
+            return ours(f"{path}: {error}")
+    return StoreError(f"{path}: {type(error).__name__}: {error}")
 
 
 class Database:
@@ -84,8 +88,10 @@ class Database:
 
     def rows(self, sql: str, parameters: Sequence[Value] = ()) -> list[Row]:
         """Run one statement and return all its rows. Raises StoreError."""
-        with _translated(self.path):
+        try:
             return list(self._connection.execute(sql, tuple(parameters)))
+        except apsw.Error as error:
+            raise _ours(self.path, error) from error
 
     def first(self, sql: str, parameters: Sequence[Value] = ()) -> Row | None:
         """The first row, or None. Raises StoreError."""

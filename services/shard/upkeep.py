@@ -8,7 +8,7 @@ from observability.logs import logger
 from services.shard import sealing
 from services.shard.damage import DamagedRowError
 from services.shard.engine import Engine, ReplicaFailedError
-from services.shard.store import StoreError, StoreFullError, StoreIOError
+from services.shard.store import StoreError, StoreFullError
 
 TICK_S = 1.0
 LOG_BYTES_CHECKPOINT = 4 * 1024 * 1024
@@ -52,9 +52,10 @@ class Upkeep:
                 continue
             try:
                 self.step(tick)
-            except RuntimeError as error:
-                # The engine was closed between two steps.
-                _LOG.debug("upkeep step skipped", reason=str(error))
+            except Exception as error:
+                # A defect in background work must end neither the thread nor the process.
+                self._backoff = BACKOFF_TICKS
+                _LOG.exception("upkeep failed", error, replica=self._engine.replica_id)
 
     def step(self, tick: int) -> None:
         """One round of everything that is due."""
@@ -66,9 +67,8 @@ class Upkeep:
                 self._engine.checkpoint()
             if tick % PURGE_TICKS == 0:
                 self._purge()
-        except StoreIOError as error:
-            self._engine.hooks.fatal(str(error))
         except (StoreError, ReplicaFailedError, OSError) as error:
+            self._engine.note_failure(error)
             self._backoff = BACKOFF_TICKS
             _LOG.warning("upkeep failed; it is tried again", replica=self._engine.replica_id, reason=str(error))
 

@@ -43,9 +43,10 @@ def batch_of(request: shard_pb2.WriteRequest, dim: int, config: ShardConfig) -> 
         raise WireError("passages", f"a batch holds at most {config.batch_bytes_max} bytes, not {size}")
     passages = tuple(passage_from_wire(row, version) for row in request.passages)
     heads = tuple(head_from_wire(row, version) for row in request.heads)
+    depends = set_from_wire(request.depends, "depends")
     _check_passages(passages, dim)
     _check_heads(heads)
-    depends = set_from_wire(request.depends, "depends")
+    _check_whole(passages, heads, depends=bool(depends))
     if gtid in depends:
         raise WireError("depends", "a batch cannot depend on itself")
     return WriteBatch(gtid, version, passages, heads, depends)
@@ -114,6 +115,19 @@ def _check_heads(heads: Sequence[HeadRow]) -> None:
         seen.add(head.document_id)
         if head.passages > PASSAGES_MAX:
             raise WireError(f"{field}.passages", f"must be at most {PASSAGES_MAX}")
+
+
+def _check_whole(passages: Sequence[PassageRow], heads: Sequence[HeadRow], *, depends: bool) -> None:
+    """A head declares the passages 0..n-1; without earlier batches all of them are here."""
+    ordinals: dict[str, set[int]] = {}
+    for row in passages:
+        ordinals.setdefault(row.document_id, set()).add(row.ordinal)
+    for number, head in enumerate(heads):
+        found, field = ordinals.get(head.document_id, set()), f"heads[{number}].passages"
+        if found and max(found) >= head.passages:
+            raise WireError(field, f"declares {head.passages} but passage {max(found)} is in the batch")
+        if not depends and len(found) != head.passages:
+            raise WireError(field, f"declares {head.passages} but {len(found)} are here and nothing came before")
 
 
 def _not_unit(vectors: NDArray[np.float32]) -> int | None:
