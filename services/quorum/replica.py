@@ -6,6 +6,8 @@ Invariants (checked here and by the simulator):
 - I2: the applied set, the clock and every head only grow, and change in one transaction with the rows.
 - The applied set is published (`committed`) only after the transaction is durable, together with the view.
 - A batch is applied only when the batches it depends on are, so a head never arrives before its passages.
+- The live rows are a function of the applied set alone: equal sets mean equal rows, and a session that saw a row holds
+  a token that demands it. A pull therefore never ships a head without covering the batch that wrote it.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from services.quorum.clock import physical_ms
+from services.quorum.clock import Version, physical_ms
 from services.quorum.gtid import Gtid, GtidSet
 from services.quorum.rows import DocumentState, HeadRow, Op, PassageRow, PullBundle, WriteBatch
 from services.quorum.status import ReplicaStatus
@@ -34,6 +36,12 @@ class ReplicaRows(Protocol):
 
     def op(self, gtid: Gtid) -> Op | None:
         """What is remembered of an applied batch."""
+
+    def ops_of_version(self, version: Version, document_id: str) -> list[Gtid]:
+        """The applied batches that wrote this version of a document."""
+
+    def applied(self) -> tuple[GtidSet, int]:
+        """The applied set and the clock of the state that is read."""
 
 
 class ReplicaStore(ReplicaRows, Protocol):
@@ -156,41 +164,28 @@ class ReplicaCore:
         """The transaction was rolled back: forget what it staged."""
         self._staged = self._published
 
-    def pull(self, want: GtidSet, store: ReplicaRows, documents_max: int = 256) -> Iterator[PullBundle]:
+    def pull(
+        self, want: GtidSet, store: ReplicaRows, documents_max: int = 256, have: GtidSet = GtidSet.EMPTY
+    ) -> Iterator[PullBundle]:
         """What this replica has of `want`, as self-contained bundles of about `documents_max` documents.
 
-        `store` must be at least as new as the published state. A batch whose documents were replaced since is
-        answered with their current state, never with a head without its passages.
+        `store` must be one committed state, at least as new as the published one. A batch whose documents were
+        replaced since is answered with their current state, never with a head without its passages; the batches that
+        replaced them are then covered too, with all their documents, unless the asker says it has them (`have`).
         """
-        applied, hlc_max = self._published
-        ops: list[Op] = []
-        names: dict[str, None] = {}
+        applied, hlc_max = store.applied()
+        bundle = _Closure(store, applied, have)
+        covered = GtidSet.EMPTY
         for gtid in want.intersection(applied):
-            op = store.op(gtid)
-            if op is None:
+            if gtid in covered:
                 continue
-            ops.append(op)
-            names.update(dict.fromkeys(op.document_ids))
-            if len(names) >= documents_max:
-                yield self._bundle(ops, names, hlc_max, store)
-                ops, names = [], {}
-        if ops:
-            yield self._bundle(ops, names, hlc_max, store)
-
-    def _bundle(self, ops: Sequence[Op], names: dict[str, None], hlc_max: int, store: ReplicaRows) -> PullBundle:
-        documents = []
-        for document_id in names:
-            head = store.head(document_id)
-            if head is not None:
-                documents.append(DocumentState(head, tuple(store.live_passages(document_id))))
-        staged = [row for op in ops for row in store.staged_passages(op)]
-        return PullBundle(
-            covers=GtidSet.of(*(op.gtid for op in ops)),
-            documents=tuple(documents),
-            staged=tuple(staged),
-            ops=tuple(ops),
-            hlc_max=hlc_max,
-        )
+            bundle.add(gtid)
+            if len(bundle.documents) >= documents_max:
+                yield bundle.build(hlc_max)
+                covered = covered.union(GtidSet.of(*bundle.ops))
+                bundle = _Closure(store, applied, have)
+        if bundle.ops:
+            yield bundle.build(hlc_max)
 
     def _check(self, batch: WriteBatch, epoch: int, now_ms: int, applied: GtidSet) -> ReplicaStatus:
         status = self.epoch_status(epoch)
@@ -242,3 +237,47 @@ class ReplicaCore:
         if added or hlc_max > self._staged[1]:
             store.put_state(added, hlc_max)
         self._staged = (applied, hlc_max)
+
+
+class _Closure:
+    """Batches with the current state of every document they touch, and the batches which that state shows."""
+
+    def __init__(self, store: ReplicaRows, applied: GtidSet, have: GtidSet) -> None:
+        self._store = store
+        self._applied = applied
+        self._have = have
+        self.ops: dict[Gtid, Op] = {}
+        self.documents: dict[str, DocumentState | None] = {}
+
+    def add(self, gtid: Gtid) -> None:
+        """Cover an applied batch."""
+        open_ = [gtid]
+        while open_:
+            gtid = open_.pop()
+            op = None if gtid in self.ops else self._store.op(gtid)
+            if op is None:
+                continue
+            self.ops[gtid] = op
+            for document_id in op.document_ids:
+                if document_id not in self.documents:
+                    open_ += self._read(document_id)
+
+    def build(self, hlc_max: int) -> PullBundle:
+        """The bundle of everything added."""
+        return PullBundle(
+            covers=GtidSet.of(*self.ops),
+            documents=tuple(document for document in self.documents.values() if document is not None),
+            staged=tuple(row for op in self.ops.values() for row in self._store.staged_passages(op)),
+            ops=tuple(self.ops.values()),
+            hlc_max=hlc_max,
+        )
+
+    def _read(self, document_id: str) -> list[Gtid]:
+        """Take up a document; returns the batches that the asker must be given with it."""
+        head = self._store.head(document_id)
+        if head is None:
+            self.documents[document_id] = None
+            return []
+        self.documents[document_id] = DocumentState(head, tuple(self._store.live_passages(document_id)))
+        wrote = self._store.ops_of_version(head.version, document_id)
+        return [gtid for gtid in wrote if gtid in self._applied and gtid not in self._have]

@@ -50,7 +50,9 @@ class _AckedFloor:
     """The newest version of one document acknowledged before a moment."""
 
     def __init__(self, writes: Sequence[Write]) -> None:
-        acked = sorted((write.acked_us, write.version) for write in writes if write.acked_us is not None and write.version)
+        acked = sorted(
+            (write.acked_us, write.version) for write in writes if write.acked_us is not None and write.version
+        )
         self._times = [at for at, _ in acked]
         self._highest: list[Version] = []
         for _, version in acked:
@@ -116,7 +118,11 @@ def _check_document(
 ) -> Iterator[Violation]:
     stale = "C2" if search.level is Level.SESSION else "C1"
     if not hits:
-        possible = [write for write in writes if write.version and write.version >= floor and write.invoked_us < search.returned_us]
+        possible = [
+            write
+            for write in writes
+            if write.version and write.version >= floor and write.invoked_us < search.returned_us
+        ]
         if floor > Version.ZERO and all(_expected(search, write, cutoff) for write in possible):
             yield Violation("C1'" if stale == "C1" else "C2", f"{label}: missing, although at least {floor} was owed")
         return

@@ -122,9 +122,7 @@ class Client:
             if result is not None:
                 seen, hits = result
                 now_us = self._timeline.now_us
-                self._history.searches.append(
-                    Search(level, self._session, query, k, invoked_us, now_us, hits)
-                )
+                self._history.searches.append(Search(level, self._session, query, k, invoked_us, now_us, hits))
                 self._remember(seen)
             self.next()
 

@@ -18,6 +18,7 @@ class DurableRows:
         self.heads: dict[str, HeadRow] = {}
         self.passages: dict[str, Passages] = {}
         self.ops: dict[Gtid, Op] = {}
+        self.writers: dict[tuple[Version, str], list[Gtid]] = {}
         self.applied_set = GtidSet.EMPTY
         self.hlc_max = 0
 
@@ -29,6 +30,12 @@ class DurableRows:
 
     def op(self, gtid: Gtid) -> Op | None:
         return self.ops.get(gtid)
+
+    def applied(self) -> tuple[GtidSet, int]:
+        return self.applied_set, self.hlc_max
+
+    def ops_of_version(self, version: Version, document_id: str) -> list[Gtid]:
+        return list(self.writers.get((version, document_id), ()))
 
     def live_passages(self, document_id: str) -> list[PassageRow]:
         head = self.head(document_id)
@@ -89,6 +96,10 @@ class Transaction(DurableRows):
         base = self._base
         base.heads.update(self.heads)
         base.passages.update(self.passages)
-        base.ops.update(self.ops)
+        for gtid, op in self.ops.items():
+            if gtid not in base.ops:
+                base.ops[gtid] = op
+                for document_id in op.document_ids:
+                    base.writers.setdefault((op.version, document_id), []).append(gtid)
         base.applied_set = base.applied_set.union(self.applied_set)
         base.hlc_max = max(base.hlc_max, self.hlc_max)

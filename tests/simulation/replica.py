@@ -1,4 +1,4 @@
-"""A shard process around the production `ReplicaCore`: one writer with a slow disk, immutable views, gossip and pulls."""
+"""A shard process around the production `ReplicaCore`: a writer with a slow disk, immutable views, gossip, pulls."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ class SimReplica(Host):
 
     def bundles(self, want: GtidSet, have: GtidSet) -> list[PullBundle]:
         """What this replica sends for a pull."""
-        return list(self.core.pull(want, self.durable, DOCUMENTS_PER_BUNDLE))
+        return list(self.core.pull(want, self.durable, DOCUMENTS_PER_BUNDLE, have))
 
     def _gossip(self) -> None:
         random = self.timeline.random

@@ -87,4 +87,3 @@ class SimRouter(Host):
                     heard(name, summary)
 
         self.network.call(self, target, lambda reply: reply(target.core.summary(EPOCH)), landed, SUMMARY_US)
-

@@ -81,9 +81,7 @@ class Searching:
                 self._answered(name, leg, found)
             self._go_on()
 
-        self._router.network.call(
-            self._router, target, lambda reply: target.on_search(query, reply), landed, LEG_US
-        )
+        self._router.network.call(self._router, target, lambda reply: target.on_search(query, reply), landed, LEG_US)
 
     def _answered(self, name: str, leg: Leg, found: Found) -> None:
         status, applied, hlc_max, hits = found

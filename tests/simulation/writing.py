@@ -127,13 +127,14 @@ class Delivery:
     def _attempt(self, name: str) -> None:
         batch, target = self._round.batch, self._router.replicas[name]
         self._round.sent(name)
-        self._router.network.call(
-            self._router,
-            target,
-            lambda reply: target.on_write(batch, EPOCH, reply),
-            lambda status: self._landed(name, status),
-            ATTEMPT_US,
-        )
+
+        def handle(reply: Callable[[ReplicaStatus], None]) -> None:
+            target.on_write(batch, EPOCH, reply)
+
+        def landed(status: ReplicaStatus | None) -> None:
+            self._landed(name, status)
+
+        self._router.network.call(self._router, target, handle, landed, ATTEMPT_US)
 
     def _landed(self, name: str, status: ReplicaStatus | None) -> None:
         if status is None:
