@@ -6,7 +6,7 @@ A wrong guess costs one hedge.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 # A node that failed or went silent is tried last for this long, unless it answers anything before. Long
@@ -78,29 +78,16 @@ class NodeBook:
         self._avoid(node, now_s + BEHIND_S)
 
     def avoided(self, node: str, now_s: float) -> bool:
+        """Whether the node is tried last."""
         return self._nodes[node].avoided_until_s > now_s
+
+    def outstanding(self, node: str) -> int:
+        """Calls to the node under way."""
+        return self._nodes[node].outstanding
 
     def _avoid(self, node: str, until_s: float) -> None:
         state = self._nodes[node]
         state.avoided_until_s = max(state.avoided_until_s, until_s)
-
-
-def assign(candidates: Mapping[int, Sequence[str]], ranked: Sequence[str]) -> dict[str, list[int]]:
-    """Node -> shards, so that few calls are made: the best-ranked node gets every shard it may serve.
-
-    `candidates` lists, per shard, the nodes that may be asked; a shard whose list is empty is left out.
-    """
-    open_shards = {shard: frozenset(nodes) for shard, nodes in candidates.items() if nodes}
-    plan: dict[str, list[int]] = {}
-    for node in ranked:
-        taken = [shard for shard, nodes in open_shards.items() if node in nodes]
-        if taken:
-            plan[node] = taken
-            for shard in taken:
-                del open_shards[shard]
-        if not open_shards:
-            break
-    return plan
 
 
 class HedgeBudget:

@@ -218,6 +218,7 @@ class QuorumRead(Generic[T]):
         self._shards[number].reason = f"node {call.node}: {message}"
         if search is self._shards[number].search:
             search.leg_failed(leg.replica.replica_id, f"node {call.node}: {message}")
+            self._shards[number].short_of_legs = True
 
     # Summaries
 
@@ -267,6 +268,10 @@ class QuorumRead(Generic[T]):
             elif not isinstance(decision, Wait):
                 shard.reason = shard.reason or decision.reason
                 self._rest(shard)
+            elif shard.short_of_legs and not shard.answers and (hedge := shard.search.hedge()) is not None:
+                # Another leg is under way, so the decision is to wait for it; but it may be the slow one.
+                legs[number] = hedge
+            shard.short_of_legs = False
         self._close_quorum_span()
         if legs:
             self._send(legs)

@@ -27,6 +27,8 @@ class ShardState(Generic[T]):
     voters_answered: int = 0
     reason: str = ""
     given_up: bool = False
+    short_of_legs: bool = False
+    """A leg failed and was not replaced yet."""
     resting: bool = False
     """Waits for a pause to end."""
 

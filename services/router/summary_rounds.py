@@ -69,6 +69,11 @@ class SummaryRounds:
         self._closed = False
         self.sent = 0
 
+    @property
+    def waiters(self) -> int:
+        """Operations that have joined and not left."""
+        return self._waiters
+
     def join(self, collection: Collection, listener: Listener, parent: Span) -> Ticket:
         """Ask every voter of the collection; `listener` hears of each node once. Raises ResourceExhausted."""
         if self._waiters >= self._waiters_max:
