@@ -73,7 +73,7 @@ class RowsReader:
         return Op(gtid, schema.version_of(row[0], row[1]), schema.documents_from_sql(row[2]))
 
     def ops_of_version(self, version: Version, document_id: str) -> list[Gtid]:
-        """The batches that wrote this version of a document: a scan, for the rare repair. Raises StoreError."""
+        """The batches that wrote this version of a document. Raises StoreError."""
         rows = self.database.rows(
             "SELECT src, seq, documents FROM ops WHERE hlc = ? AND version_src = ?",
             (schema.to_sql(version.hlc), schema.to_sql(version.source)),

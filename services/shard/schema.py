@@ -33,6 +33,7 @@ _TABLES: Final = (
         src INTEGER NOT NULL, seq INTEGER NOT NULL, hlc INTEGER NOT NULL, version_src INTEGER NOT NULL,
         documents TEXT NOT NULL, PRIMARY KEY (src, seq)
     ) WITHOUT ROWID""",
+    """CREATE INDEX IF NOT EXISTS ops_version ON ops (hlc, version_src)""",
     """CREATE TABLE IF NOT EXISTS applied (
         src INTEGER NOT NULL, lo INTEGER NOT NULL, hi INTEGER NOT NULL, PRIMARY KEY (src, lo)
     ) WITHOUT ROWID""",
