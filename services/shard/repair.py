@@ -69,8 +69,11 @@ class Repair:
         self._hint.set()
 
     async def caught_up(self) -> None:
-        """Wait until enough peers were heard, or too long."""
-        await self._caught_up.wait()
+        """Wait until enough peers were heard and pulled from, at most CATCH_UP_MS."""
+        try:
+            await asyncio.wait_for(self._caught_up.wait(), CATCH_UP_MS / 1_000)
+        except TimeoutError:
+            self._mark_caught_up()
 
     async def fetch(self, want: GtidSet, holders: Sequence[str], deadline: Deadline) -> None:
         """Pull `want` from its holders, then from other peers, until it is here or everyone was asked."""
@@ -89,7 +92,6 @@ class Repair:
 
     async def run(self) -> None:
         """Gossip with one peer after the other until cancelled."""
-        started = Deadline.after_ms(CATCH_UP_MS)
         interval_s = self._replica.config.gossip_ms / 1_000
         nodes = sorted(self._peers)
         turn = sum(self._replica.replica_id.encode())  # replicas begin at different peers
@@ -102,7 +104,7 @@ class Repair:
                 # A defect met in one round must not end repair for good.
                 _LOG.exception("repair round failed", error, replica=self._replica.replica_id)
             turn += 1
-            self._judge(started)
+            self._judge()
             pause_s = interval_s if self._replica.caught_up else min(SETTLE_S, interval_s)
             # 0.75 to 1.25 of the interval, different for each replica and turn: nodes started together drift apart.
             await self._pause(pause_s * (0.75 + (turn * 37 % 64) / 128))
@@ -170,12 +172,16 @@ class Repair:
                 theirs=their_digest.hex(),
             )
 
-    def _judge(self, started: Deadline) -> None:
+    def _judge(self) -> None:
         members = self._replica.members
         needed = len(members.voters) - members.write_quorum
-        if not self._replica.caught_up and (len(self._heard) >= min(needed, len(self._peers)) or started.expired()):
+        if len(self._heard) >= min(needed, len(self._peers)):
+            self._mark_caught_up()
+
+    def _mark_caught_up(self) -> None:
+        self._caught_up.set()
+        if not self._replica.caught_up:
             self._replica.caught_up = True
-            self._caught_up.set()
             _LOG.info(
                 "replica caught up",
                 replica=self._replica.replica_id,

@@ -9,7 +9,7 @@ import grpc
 import psutil
 from opentelemetry.trace import Span
 
-from observability import spans
+from observability import names, spans
 from observability.logs import logger
 from ostraka.v1 import shard_pb2, shard_pb2_grpc
 from services.quorum.gtid import GtidSet
@@ -273,6 +273,9 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
             raise
         finally:
             for span in held:
+                if result.status:  # otherwise the error above is the outcome
+                    outcome = shard_pb2.ReplicaStatus.Name(result.status).removeprefix("REPLICA_STATUS_")
+                    span.set_attribute(names.OUTCOME, outcome.lower())
                 spans.end_span(span)
         return result
 

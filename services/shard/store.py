@@ -22,6 +22,9 @@ BUSY_MS = 10_000
 CACHE_KIB_WRITER = 16_384
 CACHE_KIB_READER = 4_096
 
+LOG_BYTES_KEPT = 16 * 1024 * 1024
+"""A write-ahead log that grew beyond this is cut when it is begun anew."""
+
 Value = int | str | bytes | float | None
 Row = tuple[Any, ...]
 
@@ -81,6 +84,7 @@ class Database:
             self.rows("PRAGMA journal_mode=WAL")
             self.rows("PRAGMA synchronous=FULL")
             self.rows("PRAGMA wal_autocheckpoint=0")
+            self.rows(f"PRAGMA journal_size_limit={LOG_BYTES_KEPT}")
             self.rows(f"PRAGMA cache_size=-{CACHE_KIB_WRITER}")
         else:
             self.rows("PRAGMA query_only=ON")

@@ -26,6 +26,7 @@ class Upkeep:
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._backoff = 0
+        self._checkpointed = -1
         self._thread = threading.Thread(target=self._run, name=f"upkeep-{engine.replica_id[:8]}", daemon=True)
 
     def start(self) -> None:
@@ -63,8 +64,10 @@ class Upkeep:
             if self._engine.read_only:
                 self._engine.probe().result()
             self._seal()
-            if self._engine.log_bytes() > LOG_BYTES_CHECKPOINT:
+            number = self._engine.view.number
+            if number != self._checkpointed and self._engine.log_bytes() > LOG_BYTES_CHECKPOINT:
                 self._engine.checkpoint()
+                self._checkpointed = number
             if tick % PURGE_TICKS == 0:
                 self._purge()
         except (StoreError, ReplicaFailedError, OSError) as error:
