@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
@@ -26,11 +27,31 @@ FACTS = {
 }
 QUESTION = "What does a quorum read promise about acknowledged writes?"
 TREE = """\
-ostraka.v1.RouterService/Ask SERVER ostraka-router
-"""
+ostraka.v1.RouterService/Ask SERVER router
+  chat extractive CLIENT router
+    ostraka.v1.GeneratorService/Generate SERVER generator
+  embeddings all-MiniLM-L6-v2 CLIENT router
+    ostraka.v1.EmbedService/Embed SERVER embed
+  retrieval docs router
+    fuse router
+    ostraka.v1.ShardService/Search CLIENT router shard=0 role=primary outcome=won
+      search shard shard=0 role=primary
+    ostraka.v1.ShardService/Search CLIENT router shard=1 role=primary outcome=won
+      search shard shard=1 role=primary
+    quorum summary router
+      ostraka.v1.ShardService/Summary CLIENT router
+        ostraka.v1.ShardService/Summary SERVER shard
+      ostraka.v1.ShardService/Summary CLIENT router
+        ostraka.v1.ShardService/Summary SERVER shard
+      ostraka.v1.ShardService/Summary CLIENT router
+        ostraka.v1.ShardService/Summary SERVER shard"""
+"""Of an undisturbed Ask on an idle mesh, siblings by name. One Search call may serve both legs, so its own SERVER span
+is counted apart."""
 ENDED_WITHIN_S = 10.0
 ATTEMPTS_MAX = 5
 SHARDS = 2
+SERVER = 2
+"""OTLP's number for the kind."""
 
 
 async def spans_of_ask(mesh: Mesh) -> tuple[Answer, list[SpanRecord]]:
@@ -50,7 +71,9 @@ async def spans_of_ask(mesh: Mesh) -> tuple[Answer, list[SpanRecord]]:
         found = mesh.spans(answer.trace_id)
         searched = {span.attributes[names.SHARD] for span in found if span.name == names.SPAN_SEARCH}
         ended = any(span.name == "ostraka.v1.RouterService/Ask" for span in found)
-        return found if ended and len(searched) == SHARDS else []
+        summaries = Counter(span.kind for span in found if span.name == names.SPAN_SHARD_SUMMARY)
+        heard = {span.service for span in found} == {"router", "embed", "shard", "generator"}
+        return found if ended and heard and len(searched) == SHARDS and len(set(summaries.values())) == 1 else []
 
     return answer, await eventually(whole, ENDED_WITHIN_S, "the export of all spans")
 
@@ -58,7 +81,7 @@ async def spans_of_ask(mesh: Mesh) -> tuple[Answer, list[SpanRecord]]:
 def retrieval_span(spans: Sequence[SpanRecord]) -> SpanRecord:
     """The router's span that carries the documents."""
     (found,) = [span for span in spans if span.name == f"{names.SPAN_RETRIEVAL} docs"]
-    assert found.service == "ostraka-router"
+    assert found.service == "router"
     return found
 
 
@@ -80,7 +103,7 @@ async def test_the_reply_the_trace_and_the_shards_agree(mesh: Mesh) -> None:
     assert of_trace == of_reply
     assert any(p.cited for p in answer.provenance)
     searched = [span for span in spans if span.name == names.SPAN_SEARCH]
-    assert {span.service for span in searched} == {"ostraka-shard"}
+    assert {span.service for span in searched} == {"shard"}
     written = {
         (s.attributes[names.SHARD], s.attributes[names.REPLICA], s.attributes[names.INDEX_EPOCH]) for s in searched
     }
@@ -88,7 +111,11 @@ async def test_the_reply_the_trace_and_the_shards_agree(mesh: Mesh) -> None:
 
 
 async def test_the_spans_of_an_ask_form_the_tree_of_the_design(mesh: Mesh) -> None:
-    answer, spans = await spans_of_ask(mesh)
-    print(render(spans))
-    assert answer.trace_id
-    assert tree_text(spans) == TREE
+    _, spans = await spans_of_ask(mesh)
+    print(render(spans), tree_text(spans), sep="\n")
+    calls = [span for span in spans if (span.name, span.kind) == (names.SPAN_SHARD_SEARCH, SERVER)]
+    legs = {span.span_id: span for span in spans if span.name == names.SPAN_SHARD_SEARCH and span.kind != SERVER}
+    others = [span for span in spans if span not in calls]
+    assert tree_text(others, (names.SHARD, names.LEG_ROLE, names.LEG_OUTCOME)) == TREE
+    assert all(call.parent_id in legs for call in calls)
+    assert len(calls) == len({leg.attributes[names.NODE] for leg in legs.values()}), "one RPC per node"
