@@ -30,7 +30,8 @@ def vector_problem(dim_given: int, data: bytes, dim: int) -> str:
 def unit(data: bytes) -> NDArray[np.float32] | str:
     """The vector scaled to length one, shape (dim,) float32; or what is wrong with its values."""
     values = np.frombuffer(data, dtype=F32)
-    square = float(np.dot(values, values))
+    with np.errstate(over="ignore", invalid="ignore"):
+        square = float(np.dot(values, values))
     if SQUARE_SAFE_MIN < square < math.inf:
         return values * np.float32(1.0 / math.sqrt(square))
     wide = values.astype(np.float64)
