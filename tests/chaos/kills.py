@@ -34,7 +34,7 @@ async def kill_and_heal(supervisor: Supervisor, client: Client, traffic: Traffic
     Raises TimeoutError when traffic stops, SupervisorError when a node does not come back, AssertionError when
     replicas do not converge.
     """
-    rng = random.Random(seed)
+    rng = random.Random(f"{seed}/kills")
     nodes = sorted(supervisor.config.nodes)
     record = Kills()
     for _ in range(kills):
@@ -42,11 +42,14 @@ async def kill_and_heal(supervisor: Supervisor, client: Client, traffic: Traffic
         begin = traffic.finished + rng.randrange(CALLS_BETWEEN)
         await traffic.until(partial(_busy, finished=begin))
         record.inflight.append(traffic.inflight)
+        traffic.situation = f"{node} down"
         supervisor.kill(node)
         record.nodes.append(node)
         await traffic.until(partial(_busy, finished=traffic.finished + CALLS_BETWEEN))
+        traffic.situation = f"{node} starting"
         supervisor.start(node)
         await supervisor.wait_serving([node])
+        traffic.situation = f"{node} back"
         traffic.pause()
         await traffic.until(_idle)
         await converged(client)

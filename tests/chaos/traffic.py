@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,8 @@ from tests.chaos.register import Register
 
 DOCUMENTS_PER_WRITER = 4
 PROGRESS_WITHIN_S = 60.0
+
+Call: TypeAlias = Callable[[str], Coroutine[Any, Any, None]]
 
 
 class Traffic:
@@ -41,6 +44,8 @@ class Traffic:
         self.problems: list[str] = []
         self.inflight = 0
         self.finished = 0
+        self.situation = "all up"
+        """What is being done to the mesh, for the record of problems."""
         self._moved = asyncio.Event()
         self._open = asyncio.Event()
         self._open.set()
@@ -97,13 +102,14 @@ class Traffic:
             way, document_id = rng.choice((self._get, self._search)), rng.choice(ids)
             await self._counted(way, document_id)
 
-    async def _counted(self, call: Callable[[str], Awaitable[None]], document_id: str) -> None:
+    async def _counted(self, call: Call, document_id: str) -> None:
         self.inflight += 1
         self._moved.set()
         try:
             await call(document_id)
         except OstrakaError as error:
-            self.problems.append(f"a call failed: {type(error).__name__}: {error}")
+            name = call.__name__.strip("_")
+            self.problems.append(f"{name} {document_id} failed ({self.situation}): {type(error).__name__}: {error}")
         finally:
             self.inflight -= 1
             self.finished += 1
