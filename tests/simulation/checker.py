@@ -118,12 +118,7 @@ def _check_document(
 ) -> Iterator[Violation]:
     stale = "C2" if search.level is Level.SESSION else "C1"
     if not hits:
-        possible = [
-            write
-            for write in writes
-            if write.version and write.version >= floor and write.invoked_us < search.returned_us
-        ]
-        if floor > Version.ZERO and all(_expected(search, write, cutoff) for write in possible):
+        if floor > Version.ZERO and not _may_be_absent(search, writes, floor, cutoff):
             yield Violation("C1'" if stale == "C1" else "C2", f"{label}: missing, although at least {floor} was owed")
         return
     versions = {hit.version for hit in hits}
@@ -142,6 +137,16 @@ def _check_document(
         yield Violation(stale, f"{label}: {version} was found, {floor} was owed")
     if {hit.ordinal for hit in hits} != _expected(search, write, cutoff):
         yield Violation("C7", f"{label}: {version} is not shown with all its passages")
+
+
+def _may_be_absent(search: Search, writes: Sequence[Write], floor: Version, cutoff: Key | None) -> bool:
+    """Whether some version the search was allowed to show has no passage among the best k."""
+    for write in reversed(writes):
+        if write.version is None or write.version < floor:
+            break
+        if write.invoked_us < search.returned_us and not _expected(search, write, cutoff):
+            return True
+    return False
 
 
 def _expected(search: Search, write: Write, cutoff: Key | None) -> set[int]:

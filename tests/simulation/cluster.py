@@ -28,6 +28,7 @@ class Parts:
 
     replica: type[SimReplica] = SimReplica
     router: type[SimRouter] = SimRouter
+    config: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ def members_of(config: str) -> Members:
 def simulate(seed: int, config: str, parts: Parts | None = None) -> History:
     """Run one seed and return its history, the final states included."""
     parts = parts or Parts()
+    config = parts.config or config
     timeline, history = Timeline(seed), History()
     network, members = Network(timeline), members_of(config)
     replicas = {
@@ -81,7 +83,10 @@ def _converge(timeline: Timeline, replicas: list[SimReplica]) -> None:
 
 
 def run(seed: int, config: str, parts: Parts | None = None) -> Result:
-    """Simulate and judge one seed."""
-    history = simulate(seed, config, parts)
+    """Simulate and judge one seed. An assertion of the production code that fails is a violation too."""
+    try:
+        history = simulate(seed, config, parts)
+    except AssertionError as error:
+        return Result(seed, config, 0, 0, [Violation("assertion", str(error) or repr(error))])
     acked = sum(write.acked_us is not None for write in history.writes)
     return Result(seed, config, len(history.searches), acked, check(history))

@@ -32,7 +32,7 @@ class Nemesis:
         random = self._timeline.random
         self._network.lost = random.choice((0.0, 0.01, 0.05))
         self._network.doubled = random.choice((0.0, 0.02, 0.1))
-        self._network.delayed = random.choice((0.0, 0.02, 0.08))
+        self._network.delayed = random.choice((0.0, 0.03, 0.2))
         for router in self._routers:
             router.skew_ms = random.randint(-400, 400)
         self._plan()

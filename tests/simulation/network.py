@@ -51,7 +51,7 @@ class Network:
     def _delay_us(self) -> int:
         random = self._timeline.random
         if self.delayed and random.random() < self.delayed:
-            return int(random.random() * DELAY_US_MAX)
+            return int(random.random() ** 3 * DELAY_US_MAX)
         return 150 + int(random.random() * 700)
 
     def _arrive(self, source: Host, target: Host, deliver: Action) -> None:

@@ -222,7 +222,11 @@ class SimReplica(Host):
         )
         found = tuple(Hit(row.document_id, row.ordinal, row.version, row.vector) for _, row in hits)
         delay_us = self.timeline.random.randint(100, 1_500)
-        self.later(delay_us, lambda: answer((ReplicaStatus.OK, view.applied, hlc_max, found)))
+        self.later(delay_us, lambda: answer((ReplicaStatus.OK, self.announced(view), hlc_max, found)))
+
+    def announced(self, view: View) -> GtidSet:
+        """The applied set that goes with an answer: that of the view it was read from."""
+        return view.applied
 
     # Repair.
 

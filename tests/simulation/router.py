@@ -42,7 +42,7 @@ class SimRouter(Host):
         self._seq = count(1)
         self._tickets = count(1)
         self._heard: dict[int, Heard] = {}
-        self._lanes: dict[str, Coalescer[int]] = {name: Coalescer() for name in self.replicas}
+        self._lanes: dict[str, Coalescer[int]] = {name: self.new_lane() for name in self.replicas}
 
     def later(self, delay_us: int, action: Callable[[], None]) -> None:
         """Run `action` unless this life has ended by then."""
@@ -58,6 +58,14 @@ class SimRouter(Host):
     def new_round(self) -> SummaryRound:
         """What collects the answers of a summary round."""
         return SummaryRound(self.members)
+
+    def version_floor(self, round_: SummaryRound) -> int:
+        """The clock reading that a new version must exceed."""
+        return round_.hlc_max()
+
+    def new_lane(self) -> Coalescer[int]:
+        """What decides which operations a voter's next summary serves."""
+        return Coalescer()
 
     def join(self, heard: Heard) -> int:
         """Ask every voter for a summary sent after now; `heard` is called once for each."""

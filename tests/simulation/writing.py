@@ -58,7 +58,7 @@ class Writing:
             if round_.vote is Vote.WON and not chosen and not self._ended:
                 chosen = True
                 self.router.leave(ticket)
-                self._send(self.router.clock.next(self.router.now_ms(), round_.hlc_max()))
+                self._send(self.router.clock.next(self.router.now_ms(), self.router.version_floor(round_)))
 
         ticket = self.router.join(heard)
 
