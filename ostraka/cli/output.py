@@ -20,9 +20,12 @@ from rich.table import Table
 from ostraka.cli.exit_codes import ExitCode, exit_code_of
 from ostraka.cli.supervisor import SupervisorError
 from ostraka.errors import OstrakaError
+from ostraka.results import Version
 from services.runtime.config import ConfigError
 
-CONSOLE = Console(highlight=False)
+# Files and pipes have no width; 80 columns would fold every id.
+PIPE_COLUMNS = 160
+CONSOLE = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_COLUMNS)
 ERRORS = Console(stderr=True, highlight=False)
 
 P = ParamSpec("P")
@@ -71,6 +74,8 @@ def print_json_line(value: object) -> None:
 
 def to_json(value: object) -> object:
     """What `json` cannot express: frozen values become objects, digests hex, enums their names."""
+    if isinstance(value, Version):
+        return str(value)  # as numbers its halves would not survive a reader with 53-bit integers
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
     if isinstance(value, bytes):

@@ -14,6 +14,8 @@ from ostraka.cli.session import open_client
 from ostraka.results import Hit, Provenance, ShardCoverage
 
 _PREVIEW_CHARS = 160
+_VERSION_CHARS = 20
+"""The clock and the beginning of the writer's id; --json has all of it."""
 
 
 @command
@@ -70,8 +72,8 @@ def print_provenance(provenance: tuple[Provenance, ...]) -> None:
     rows = [
         (
             p.passage_id,
-            p.source,
-            str(p.version),
+            _short(p.source),
+            f"{p.version.hlc:x}.{p.version.source:x}"[:_VERSION_CHARS],
             p.shard,
             p.replica[:8],
             p.index_epoch,
@@ -148,6 +150,11 @@ async def get(
             CONSOLE.print(f"{missing}: does not exist", style="yellow", markup=False)
     if result.missing:
         raise typer.Exit(ExitCode.FAILED)
+
+
+def _short(source: str) -> str:
+    """The last part of a URI: the whole is in --json and would fill the terminal."""
+    return source.rstrip("/").rpartition("/")[2]
 
 
 def _hit_row(hit: Hit) -> tuple[object, ...]:

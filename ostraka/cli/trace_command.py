@@ -13,13 +13,16 @@ from ostraka.cli.exit_codes import ExitCode
 from ostraka.cli.options import JsonOption, MeshFileOption
 from ostraka.cli.output import CONSOLE, ERRORS, command, print_json
 from services.runtime.config import load
+from services.runtime.tls import Role
 
 ID_CHARS_MIN = 4
 
 
 @command
 async def trace(
-    trace_id: Annotated[str, typer.Argument(help="A trace id, or its beginning; `last` for the newest.")],
+    trace_id: Annotated[
+        str, typer.Argument(help="A trace id, or its beginning; `last` for the last call to a router.")
+    ],
     width: Annotated[int, typer.Option(min=0, max=400, help="Columns; 0 fits the terminal.")] = 0,
     mesh_file: MeshFileOption = None,
     as_json: JsonOption = False,
@@ -33,6 +36,10 @@ async def trace(
     if wanted and (len(wanted) < ID_CHARS_MIN or not set(wanted) <= set("0123456789abcdef")):
         raise typer.BadParameter(f"a trace id is hex digits, at least {ID_CHARS_MIN}, not {trace_id!r}")
     spans = await asyncio.to_thread(read_spans, traces_dir, wanted)
+    if not wanted:
+        # Nodes that gossip have traces of their own; the last one meant is the last call of a client.
+        called = {span.trace_id for span in spans if span.service == Role.ROUTER.value}
+        spans = [span for span in spans if span.trace_id in called]
     found = trace_ids(spans)
     if not found:
         ERRORS.print(f"no trace {trace_id} in {traces_dir}", markup=False)

@@ -18,14 +18,15 @@ from pydoc_data import topics
 MODULES = (
     "argparse", "asyncio/locks", "asyncio/queues", "asyncio/runners", "asyncio/taskgroups", "asyncio/tasks",
     "asyncio/timeouts", "base64", "bisect", "calendar", "collections/__init__", "concurrent/futures/_base",
-    "configparser", "contextlib", "copy", "csv", "dataclasses", "datetime", "decimal", "difflib", "enum", "fnmatch",
-    "fractions", "functools", "getpass", "glob", "gzip", "hashlib", "heapq", "hmac", "imaplib", "inspect", "ipaddress",
-    "json/__init__", "json/decoder", "json/encoder", "logging/__init__", "mailbox", "mimetypes", "operator", "os",
-    "pathlib", "pdb", "pickle", "platform", "pprint", "queue", "random", "re/__init__", "secrets", "selectors",
-    "shelve", "shlex", "shutil", "smtplib", "socket", "statistics", "string", "subprocess", "tempfile", "textwrap",
-    "threading", "timeit", "tokenize", "traceback", "types", "typing", "unittest/mock", "urllib/parse",
-    "urllib/request", "uuid", "warnings", "weakref", "xml/dom/minidom", "zipfile",
+    "configparser", "contextlib", "copy", "csv", "dataclasses", "datetime", "difflib", "enum", "fnmatch",
+    "fractions", "functools", "glob", "gzip", "hashlib", "heapq", "hmac", "json/__init__", "json/decoder",
+    "json/encoder", "logging/__init__", "operator", "os", "pathlib", "pickle", "pprint", "queue", "random",
+    "re/__init__", "secrets", "shelve", "shlex", "shutil", "statistics", "string", "subprocess", "tempfile",
+    "textwrap", "threading", "timeit", "tokenize", "traceback", "types", "urllib/parse", "uuid", "warnings",
+    "weakref", "zipfile",
 )  # fmt: skip
+TOPICS_OMITTED = frozenset(("compound", "specialnames", "types"))
+"""Whole chapters whose parts are topics of their own; twice the same passage would answer twice."""
 DOCSTRING_WORDS_MIN = 30
 """A shorter docstring only repeats the name."""
 NOTICE_ID = "notices/reading-room.md"
@@ -43,7 +44,8 @@ def write_corpus(directory: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
     write_notice(directory, NOTICE_BEFORE)
     for name, text in topics.topics.items():
-        (reference / f"{name}.rst").write_text(text, encoding="utf-8")
+        if name not in TOPICS_OMITTED:
+            (reference / f"{name}.rst").write_text(text, encoding="utf-8")
     with (library / "docstrings.jsonl").open("w", encoding="utf-8") as file:
         for name, docstring in _docstrings():
             record = {"_id": f"stdlib/{name}", "title": name, "text": docstring}

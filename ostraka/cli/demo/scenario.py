@@ -25,15 +25,15 @@ from services.runtime.config import Config
 
 COLLECTION = "docs"
 QUESTIONS = (
-    "What does the with statement do when its body raises an exception?",
-    "How do I find the n smallest elements of an iterable?",
-    "Which exception is raised when an assert statement fails?",
+    "What is a context manager?",
+    "How do I compute the median of numeric data?",
+    "What is the difference between a shallow and a deep copy?",
 )
 NOTICE_QUESTION = "When does the reading room of the Ostraka archive open?"
 VICTIM = "node-b"
 SPAN_ASK = "ostraka.v1.RouterService/Ask"
 PASSAGES_MIN, PASSAGES_MAX = 1_000, 2_000
-LIMITS = IngestLimits(chunks=ChunkLimits(words_target=120, overlap_words_max=20))
+LIMITS = IngestLimits(chunks=ChunkLimits(words_target=90, overlap_words_max=15))
 """Short passages: they embed faster, and this story has no use for long ones."""
 EXPORT_S = 20.0
 """Spans are written in batches; a trace is complete a moment after its answer."""
@@ -66,8 +66,8 @@ class Demo:
         self._farewell()
 
     async def _start(self) -> None:
-        stage, config = self.stage, self._config
-        stage.step("A mesh of seven processes, mutual TLS between all of them" if len(config.nodes) == 3 else "A mesh")
+        stage = self.stage
+        stage.step(f"A mesh of {len(self._supervisor.seats)} processes, mutual TLS between all of them")
         began_s = time.monotonic()
         names = await asyncio.to_thread(self._supervisor.start_all)
         stage.say(f"started {', '.join(names)}; waiting until each says SERVING")
@@ -78,7 +78,7 @@ class Demo:
         )
 
     async def _ingest(self) -> None:
-        self.stage.step("Documents: Python's language reference and the standard library's docstrings")
+        self.stage.step("Documents: Python's language reference, the library's docstrings")
         folders = await asyncio.to_thread(write_corpus, self._corpus)
         report = await ingest_into(self._config, folders, COLLECTION, limits=LIMITS, show=not CONSOLE.quiet)
         print_report(report)
