@@ -50,7 +50,7 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
     embedder = Embedder(config, embed_channels)
     retrieval = Retrieval(tools, legs)
     # A boot id of 0 would read as "no source" on the wire.
-    writing = Writing(config, links, rounds, clock, source=secrets.randbits(BOOT_ID_BITS) or 1)
+    writing = Writing(config, links, book, rounds, clock, source=secrets.randbits(BOOT_ID_BITS) or 1)
     servicer = RouterServicer(
         config,
         catalogue,

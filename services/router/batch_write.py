@@ -21,22 +21,35 @@ from services.quorum.vote import Vote
 from services.quorum.write import Outcome, WriteRound
 from services.router.catalogue import Collection
 from services.router.leg_span import SPAN_WRITE, LegSpan
+from services.router.node_choice import NodeBook
 from services.router.node_links import NodeLinks, trace_metadata
 from services.router.wire import set_to_proto, status_from_proto, version_to_proto
+from services.runtime.clock import Clock
 from services.runtime.deadline import Deadline
 from services.runtime.errors import from_rpc_error
 
 # After the caller has its answer, how long voters that lag are still sent the batch; gossip repairs the rest.
 BACKGROUND_S = 3.0
+# The pause before a repetition doubles up to this: hundreds of batches may wait for one dead node.
+RETRY_PAUSE_S_MAX = 1.0
 
 
 class BatchWrite:
     """One batch; `start` once, then `decided`, then `end` once."""
 
     def __init__(
-        self, links: NodeLinks, collection: Collection, shard: int, batch: WriteBatch, retry_ms: int, parent: Span
+        self,
+        links: NodeLinks,
+        book: NodeBook,
+        clock: Clock,
+        collection: Collection,
+        shard: int,
+        batch: WriteBatch,
+        retry_ms: int,
+        parent: Span,
     ) -> None:
-        self._links, self._shard, self._retry_s, self._parent = links, shard, retry_ms / 1_000, parent
+        self._links, self._book, self._clock = links, book, clock
+        self._shard, self._retry_s, self._parent = shard, retry_ms / 1_000, parent
         self.round = WriteRound(collection.members[shard], batch)
         self._message = write_message(collection.name, shard, collection.members[shard].epoch, batch)
         self._tasks: list[asyncio.Task[None]] = []
@@ -79,18 +92,24 @@ class BatchWrite:
 
     async def _deliver(self, voter: ReplicaRef, timeout_s: float) -> None:
         """Send to one voter until it applied the batch or refused it for good."""
-        role = names.LEG_PRIMARY
+        role, pause_s = names.LEG_PRIMARY, self._retry_s
         try:
             while voter in self.round.retryable():
-                await self._attempt(voter, timeout_s, role)
-                self._announce()
-                role = names.LEG_RETRY
+                if role == names.LEG_PRIMARY or not self._pointless(voter):
+                    await self._attempt(voter, timeout_s, role)
+                    self._announce()
+                    role = names.LEG_RETRY
                 if voter in self.round.retryable():
-                    await asyncio.sleep(self._retry_s)
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, RETRY_PAUSE_S_MAX)
         except Exception as error:
             # A defect must reach the operation: nobody else waits for this task.
             if not self._vote.done():
                 self._vote.set_exception(error)
+
+    def _pointless(self, voter: ReplicaRef) -> bool:
+        """The caller has its acknowledgement and the node has not been heard of since it failed."""
+        return self.round.vote is Vote.WON and self._book.avoided(voter.node, self._clock.monotonic_s())
 
     async def _attempt(self, voter: ReplicaRef, timeout_s: float, role: str) -> None:
         span = LegSpan(SPAN_WRITE, voter.node, self._shard, role, self._parent)
@@ -103,12 +122,14 @@ class BatchWrite:
         except grpc.aio.AioRpcError as error:
             failure = from_rpc_error(error)
             self.round.on_failure(voter.replica_id, definite=failure.definite)
+            self._book.silent(voter.node, self._clock.monotonic_s())
             span.end(names.OUTCOME_ERROR, error=error.code().name)
             return
         except asyncio.CancelledError:
             self.round.on_failure(voter.replica_id)
             span.end(names.OUTCOME_CANCELLED)
             raise
+        self._book.heard(voter.node, self._clock.monotonic_s())
         status = status_from_proto(reply.status)
         if status is ReplicaStatus.OK and reply.replica != voter.replica_id:
             status = ReplicaStatus.UNKNOWN_REPLICA

@@ -26,6 +26,9 @@ from services.runtime.errors import MeshError, ResourceExhausted, from_rpc_error
 
 # A node that has not answered by then counts as silent for this round, and the next may be sent.
 SUMMARY_TIMEOUT_S = 1.0
+# A node that refused a connection is not asked again for this long; it counts as silent meanwhile. Otherwise
+# every operation would pay for a call to a node that is known to be dead.
+REST_S = 0.03
 
 Told = dict[int, Summary]
 Listener = Callable[[str, Told | None], None]
@@ -55,6 +58,7 @@ class _Lane:
     node: str
     request: shard_pb2.SummaryRequest
     coalescer: Coalescer[Ticket] = field(default_factory=Coalescer)
+    rests_until_s: float = 0.0
 
 
 class SummaryRounds:
@@ -109,6 +113,9 @@ class SummaryRounds:
                 return
         if self._closed:
             return
+        if self._clock.monotonic_s() < lane.rests_until_s:
+            asyncio.get_running_loop().call_soon(self._land, lane, None)
+            return
         self.sent += 1
         task = asyncio.get_running_loop().create_task(self._ask(lane))
         self._tasks.add(task)
@@ -137,7 +144,10 @@ class SummaryRounds:
             self._book.heard(lane.node, self._clock.monotonic_s())
             outcome = names.OUTCOME_OK
         except grpc.aio.AioRpcError as error:
-            self._book.silent(lane.node, self._clock.monotonic_s())
+            now_s = self._clock.monotonic_s()
+            self._book.silent(lane.node, now_s)
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                lane.rests_until_s = now_s + REST_S
             outcome = names.OUTCOME_ERROR
             spans.record_error(span, from_rpc_error(error))
         except MeshError as error:
@@ -146,9 +156,13 @@ class SummaryRounds:
         finally:
             span.set_attribute(names.OUTCOME, outcome)
             spans.end_span(span)
-            served, again = lane.coalescer.landed()
-            if again:
-                self._send(lane)
+            self._land(lane, told)
+
+    def _land(self, lane: _Lane, told: Told | None) -> None:
+        """Tell those the call served, and send the next for those that came meanwhile."""
+        served, again = lane.coalescer.landed()
+        if again:
+            self._send(lane)
         for ticket in served:
             if ticket.active:
                 ticket.listener(lane.node, told)

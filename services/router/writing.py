@@ -21,6 +21,7 @@ from services.quorum.write import Outcome
 from services.router.batch_write import BatchWrite
 from services.router.catalogue import Collection
 from services.router.clock_round import quorum_clocks
+from services.router.node_choice import NodeBook
 from services.router.node_links import NodeLinks
 from services.router.packing import Document, Parcel, pack
 from services.router.summary_rounds import SummaryRounds
@@ -80,9 +81,11 @@ class _Background:
 class Writing:
     """Every write of this coordinator."""
 
-    def __init__(self, config: Config, links: NodeLinks, rounds: SummaryRounds, clock: Clock, source: int) -> None:
+    def __init__(
+        self, config: Config, links: NodeLinks, book: NodeBook, rounds: SummaryRounds, clock: Clock, source: int
+    ) -> None:
         """`source`: 64 random bits of this start, never used before."""
-        self._links, self._rounds, self._clock, self._source = links, rounds, clock, source
+        self._links, self._book, self._rounds, self._clock, self._source = links, book, rounds, clock, source
         self._retry_ms = config.router.write_retry_ms
         self._rows_max, self._bytes_max = config.shard.batch_rows_max, config.shard.batch_bytes_max
         self._versions = HybridLogicalClock(source)
@@ -164,7 +167,7 @@ class Writing:
         job.gtid = Gtid(self._source, sequence)
         depends = GtidSet.of(*(earlier.gtid for earlier in job.before if earlier.gtid is not None))
         batch = batch_of(job.parcel, job.gtid, job.version, depends)
-        writing = BatchWrite(self._links, collection, job.shard, batch, self._retry_ms, parent)
+        writing = BatchWrite(self._links, self._book, self._clock, collection, job.shard, batch, self._retry_ms, parent)
         writing.start(deadline)
         try:
             outcome = await writing.decided(deadline)

@@ -236,7 +236,7 @@ class SimulatedMesh:
         self.rounds = SummaryRounds(self.links, self.book, self.reader, SYSTEM_CLOCK, 2_048)
         self.tools = ReadTools(self.rounds, self.book, HedgeBudget(), self.config.router, SYSTEM_CLOCK)
         self.legs = SearchLegs(self.links, self.reader, self.config.router.search_wait_ms)
-        self.writing = Writing(self.config, self.links, self.rounds, SYSTEM_CLOCK, SOURCE)
+        self.writing = Writing(self.config, self.links, self.book, self.rounds, SYSTEM_CLOCK, SOURCE)
 
     async def close(self) -> None:
         for node in self.nodes.values():

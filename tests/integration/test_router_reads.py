@@ -13,6 +13,7 @@ from observability import names
 from ostraka.v1 import passage_pb2, router_pb2
 from services.quorum.gtid import Gtid, GtidSet
 from services.quorum.session import decode_session
+from services.quorum.status import ReplicaStatus
 from services.quorum.write import Outcome
 from services.router.identifiers import passage_id
 from services.router.lookup import Lookup
@@ -100,7 +101,7 @@ def found(result: Retrieved) -> list[str]:
 
 def lag(mesh: SimulatedMesh, *nodes: str) -> None:
     for node in nodes:
-        mesh.nodes[node].faults.failing.add("Write")
+        mesh.nodes[node].faults.refuse_writes = ReplicaStatus.OVERLOADED
 
 
 async def test_a_quiet_search_is_one_call_to_one_node_beside_the_summaries(mesh: SimulatedMesh) -> None:
