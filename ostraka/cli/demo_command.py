@@ -45,9 +45,19 @@ async def demo(
         raise typer.Exit(ExitCode.FAILED) from None
     finally:
         CONSOLE.print("stopping everything that was started")
-        supervisor.stop_all()
+        _stop(supervisor)
     if as_json:
         print_json({"ok": True, "checks": run.stage.checks, "answers": run.answers, "traces": config.traces_dir})
+
+
+def _stop(supervisor: Supervisor) -> None:
+    """Stop gracefully; a second Ctrl-C means now."""
+    try:
+        supervisor.stop_all()
+    except KeyboardInterrupt:
+        for name in supervisor.running():
+            supervisor.kill(name)
+        raise
 
 
 def _fresh(directory: Path) -> Path:
