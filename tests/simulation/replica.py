@@ -26,6 +26,8 @@ SETTLE_US = 10 * MS
 CALL_US = 60 * MS
 BATCHES_PER_COMMIT = 8
 DOCUMENTS_PER_BUNDLE = 2
+BACKLOG_MAX = 16
+"""Bundles waiting for the writer; production awaits each merge before it reads on."""
 
 Live = Mapping[str, tuple[Version, tuple[PassageRow, ...]]]
 Answer = Callable[[ReplicaStatus], None]
@@ -231,7 +233,9 @@ class SimReplica(Host):
     # Repair.
 
     def pull(self, peer: str, want: GtidSet) -> None:
-        """Ask a peer for batches; what comes is merged as it arrives."""
+        """Ask a peer for batches; what comes is merged as it arrives. A backlog is worked off first."""
+        if sum(isinstance(job, PullBundle) for job in self._queue) > BACKLOG_MAX:
+            return
         target, life = self.peers[peer], self.life
         have = self.core.applied
 
