@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self, TypeAlias, TypeVar
 
 import grpc
+import grpc.experimental
 import numpy as np
 
 from loadtest.dispatch import CallResult
@@ -45,7 +46,9 @@ class RouterCalls:
 
     def __init__(self, config: Config, load: Load, questions: Sequence[Question]) -> None:
         """Raises ConfigError when the client certificate is missing or damaged."""
-        options = channel_options(Role.ROUTER, config.mesh.message_bytes_max)
+        # Read a stream in the greenlet that asked, not in a thread of its own: under gevent those share few threads.
+        single_threaded = (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1)
+        options = [*channel_options(Role.ROUTER, config.mesh.message_bytes_max), single_threaded]
         credentials = channel_credentials(config.certs_dir, Role.CLIENT.value)
         self._channels = [grpc.secure_channel(a, credentials, options) for a in config.router.addresses]
         self._searches = cycle([_search_method(channel) for channel in self._channels])
