@@ -60,6 +60,7 @@ BAD_SEARCHES: list[tuple[router_pb2.SearchRequest, type[MeshError], str]] = [
     (router_pb2.SearchRequest(collection="docs"), InvalidArgument, "queries"),
     (router_pb2.SearchRequest(collection="docs", queries=[query(text="x")] * 301), InvalidArgument, "queries"),
     (router_pb2.SearchRequest(collection="docs", queries=[query(text="x")], k=10_000), InvalidArgument, "k"),
+    (router_pb2.SearchRequest(collection="docs", queries=[query(text="x")], k=0), InvalidArgument, "k"),
     (router_pb2.SearchRequest(collection="docs", queries=[query(text="x")] * 300, k=100), InvalidArgument, "k"),
     (router_pb2.SearchRequest(collection="docs", queries=[query()]), InvalidArgument, "queries[0]"),
     (
