@@ -21,12 +21,8 @@ from services.runtime.tls import Role, channel_credentials
 if TYPE_CHECKING:
     from ostraka.v1.shard_pb2_grpc import ShardServiceAsyncStub
 
-_BACKOFF = "grpc.max_reconnect_backoff_ms"
 _WRITE = "/ostraka.v1.ShardService/Write"
 _SEARCH = "/ostraka.v1.ShardService/Search"
-
-RECONNECT_MS_MAX = 500
-"""A node that came back is found again within this, well inside the time a read persists."""
 
 
 class NodeLink:
@@ -52,10 +48,7 @@ class NodeLinks:
     @classmethod
     def open(cls, config: Config, identity: str) -> NodeLinks:
         """Channels to all nodes of the mesh file; they connect on first use. Raises ConfigError."""
-        kept = [
-            option for option in channel_options(Role.SHARD, config.mesh.message_bytes_max) if option[0] != _BACKOFF
-        ]
-        options = [*kept, (_BACKOFF, RECONNECT_MS_MAX)]
+        options = channel_options(Role.SHARD, config.mesh.message_bytes_max)
         links = {
             name: NodeLink(
                 name,

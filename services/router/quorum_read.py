@@ -11,7 +11,7 @@ it saw of unacknowledged writes may have died with its only holder, which must n
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Generic, TypeVar
 
 from opentelemetry.trace import Span
@@ -106,8 +106,6 @@ class QuorumRead(Generic[T]):
         elif self._freshness is Freshness.SESSION:
             require = self._session.get((self._collection.name, shard), GtidSet.EMPTY)
         return QuorumSearch(members, order, require)
-
-    # Legs
 
     def _send(self, legs: Mapping[int, Leg]) -> None:
         """Send the shards' legs, one call per node and role."""
@@ -220,8 +218,6 @@ class QuorumRead(Generic[T]):
             search.leg_failed(leg.replica.replica_id, f"node {call.node}: {message}")
             self._shards[number].short_of_legs = True
 
-    # Summaries
-
     def _join(self) -> None:
         """Take part in a summary round that is sent from now on."""
         if self._freshness is not Freshness.QUORUM:
@@ -246,8 +242,6 @@ class QuorumRead(Generic[T]):
                 shard.search.summary(summary)
             touched.append(number)
         self._decide(touched)
-
-    # Decisions
 
     def _decide(self, numbers: Iterable[int]) -> None:
         """Do what is to be done for these shards now that something is known of them."""
@@ -275,8 +269,10 @@ class QuorumRead(Generic[T]):
         self._close_quorum_span()
         if legs:
             self._send(legs)
+        for number in fresh:
+            self._shards[number].search.begin_round()
         if fresh:
-            self._fresh_round(fresh)
+            self._rejoin()
         self._finish_if_decided()
 
     def _may_get_cheaper(self, shard: ShardState[T]) -> bool:
@@ -304,11 +300,6 @@ class QuorumRead(Generic[T]):
             for reply, _ in shard.answers:
                 if not reply.view.issuperset(leg.require):
                     self._tools.book.behind(reply.node, self._now())
-
-    def _fresh_round(self, numbers: Sequence[int]) -> None:
-        for number in numbers:
-            self._shards[number].search.begin_round()
-        self._rejoin()
 
     def _rejoin(self) -> None:
         """A new round serves every open shard; one whose round was still good may only gain by it."""
@@ -340,8 +331,6 @@ class QuorumRead(Generic[T]):
         leg = shard.search.first()
         shard.retries += 1
         self._send({shard.number: Leg(leg.replica, leg.require, leg.holders, names.LEG_RETRY)})
-
-    # Ends
 
     def _accept(self, shard: ShardState[T], answer: int) -> None:
         for index, (reply, span) in enumerate(shard.answers):

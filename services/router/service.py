@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import Any, TypeAlias
 
 import grpc
+from opentelemetry.trace import Span
 
 from observability import names, spans
 from observability.provenance import documents_json
@@ -22,7 +23,7 @@ from services.router.ingest import Ingest
 from services.router.lookup import Lookup
 from services.router.packing import Document
 from services.router.read_request import ask_plan, delete_ids, get_plan, search_plan
-from services.router.retrieval import Retrieval, retrieval_span
+from services.router.retrieval import Retrieval, Retrieved, retrieval_span
 from services.router.status import Status
 from services.router.wire import version_to_proto
 from services.router.write_request import upsert_plan
@@ -33,6 +34,8 @@ from services.runtime.deadline import current_deadline
 
 _Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 ANSWER_ID_BYTES = 16
+# Writing a batch's thousands of hits into a span would stall every other call; these fill its budget anyway.
+HITS_TRACED_MAX = 100
 _OUTCOMES = {
     Outcome.ACKNOWLEDGED: router_pb2.WRITE_OUTCOME_ACKNOWLEDGED,
     Outcome.UNCERTAIN: router_pb2.WRITE_OUTCOME_UNCERTAIN,
@@ -95,8 +98,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
                     span=span,
                 )
                 if span.is_recording():
-                    provenances = [hit.provenance for result in found.results for hit in result.hits]
-                    span.set_attribute(names.GEN_AI_DOCUMENTS, documents_json(provenances))
+                    _describe(span, found)
             except BaseException as error:
                 spans.record_error(span, error)
                 raise
@@ -154,6 +156,14 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         """What the mesh looks like from here."""
         with self._admission.admit():
             return await self._status.status(budget.work(current_deadline()))
+
+
+def _describe(span: Span, found: Retrieved) -> None:
+    """The best hits of every query, and how many there were."""
+    hits = sum(len(result.hits) for result in found.results)
+    each = max(1, HITS_TRACED_MAX // len(found.results))
+    best = [hit.provenance for result in found.results for hit in result.hits[:each]]
+    span.set_attributes({names.HITS: hits, names.GEN_AI_DOCUMENTS: documents_json(best[:HITS_TRACED_MAX])})
 
 
 def _document_write(document: Document, found: Written, truncated: Sequence[int]) -> router_pb2.DocumentWrite:
