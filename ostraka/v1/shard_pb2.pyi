@@ -675,11 +675,18 @@ class PullRequest(_message.Message):
     COLLECTION_FIELD_NUMBER: _builtins.int
     SHARD_FIELD_NUMBER: _builtins.int
     WANT_FIELD_NUMBER: _builtins.int
+    HAVE_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     collection: _builtins.str
     shard: _builtins.int
     @_builtins.property
     def want(self) -> _passage_pb2.GtidSet: ...
+    @_builtins.property
+    def have(self) -> _passage_pb2.GtidSet:
+        """What the caller has applied. Batches that replaced documents of `want` are
+        covered as well, unless they are in here.
+        """
+
     def __init__(
         self,
         *,
@@ -687,10 +694,11 @@ class PullRequest(_message.Message):
         collection: _builtins.str = ...,
         shard: _builtins.int = ...,
         want: _passage_pb2.GtidSet | None = ...,
+        have: _passage_pb2.GtidSet | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["want", b"want"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["have", b"have", "want", b"want"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "epoch", b"epoch", "shard", b"shard", "want", b"want"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "epoch", b"epoch", "have", b"have", "shard", b"shard", "want", b"want"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -698,8 +706,9 @@ Global___PullRequest: _TypeAlias = PullRequest  # noqa: Y015
 
 @_typing.final
 class PullResponse(_message.Message):
-    """A self-contained piece of the sender's current state: the receiver merges all
-    of it and adds `covers` to its applied set in one transaction.
+    """A piece of the sender's current state. The receiver merges everything up to
+    and including a message with `covers` in one transaction and adds `covers` to
+    its applied set: rows never run ahead of the set.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 
 from ostraka.v1 import shard_pb2
@@ -19,14 +19,14 @@ MESSAGE_BYTES = 4 * 1024 * 1024
 """Documents are put into one message up to this; a larger document travels alone."""
 
 
-async def stream(engine: Engine, want: GtidSet) -> AsyncIterator[shard_pb2.PullResponse]:
+async def stream(engine: Engine, want: GtidSet, have: GtidSet) -> AsyncIterator[shard_pb2.PullResponse]:
     """Messages for those of `want` that are applied here, all read from one committed state at least as new as the
     applied set announced. Raises DamagedRowError, StoreError."""
     applied = engine.view.applied
     database = await asyncio.to_thread(Database, engine.database_path, writable=False)
     try:
         with database.reading():
-            bundles = engine.core.pull(want, RowsReader(database), DOCUMENTS_PER_BUNDLE)
+            bundles = engine.core.pull(want, RowsReader(database), DOCUMENTS_PER_BUNDLE, have)
             while (bundle := await asyncio.to_thread(next, bundles, None)) is not None:
                 for piece in pieces(bundle):
                     yield bundle_to_wire(piece, applied)
@@ -35,8 +35,7 @@ async def stream(engine: Engine, want: GtidSet) -> AsyncIterator[shard_pb2.PullR
 
 
 def pieces(bundle: PullBundle) -> Iterator[PullBundle]:
-    """The bundle in parts of about MESSAGE_BYTES. Only the last one covers the batches: a document's state may be
-    merged at any time, but a batch counts as applied once all of its documents are there."""
+    """The bundle in parts of about MESSAGE_BYTES. Only the last one covers the batches; `join` undoes it."""
     gathered: list[DocumentState] = []
     size = sum(len(row.vector) + len(row.payload) for row in bundle.staged)
     for document in bundle.documents:
@@ -47,3 +46,10 @@ def pieces(bundle: PullBundle) -> Iterator[PullBundle]:
         gathered.append(document)
         size += weight
     yield replace(bundle, documents=tuple(gathered))
+
+
+def join(parts: Sequence[PullBundle]) -> PullBundle:
+    """The bundle that `pieces` cut: its documents show together with the batches that wrote them, or not at all."""
+    *before, last = parts
+    documents = [document for part in before for document in part.documents]
+    return replace(last, documents=(*documents, *last.documents))

@@ -14,10 +14,12 @@ import grpc
 from observability.logs import logger
 from ostraka.v1 import shard_pb2, shard_pb2_grpc
 from services.quorum.gtid import GtidSet
+from services.quorum.rows import PullBundle
 from services.runtime.deadline import Deadline
 from services.shard.damage import DamagedRowError, RowName
 from services.shard.engine import Engine, ReplicaFailedError
 from services.shard.hosted import HostedReplica
+from services.shard.pulling import join
 from services.shard.store import StoreError
 from services.shard.wire import WireError, bundle_from_wire, set_from_wire, set_to_wire
 
@@ -213,15 +215,19 @@ class Repair:
             collection=self._replica.collection,
             shard=self._replica.shard,
             want=set_to_wire(want),
+            have=set_to_wire(GtidSet.EMPTY if mending else self._engine.view.applied),
         )
+        parts: list[PullBundle] = []
         call = self._peers[node].Pull(request, timeout=deadline.remaining_s())
         pieces = aiter(call)
         try:
             while True:
                 async with asyncio.timeout(PIECE_S):
                     reply = await anext(pieces)
-                bundle = bundle_from_wire(reply, self._replica.dim)
-                await asyncio.wrap_future(self._engine.merge(bundle, mending=mending))
+                parts.append(bundle_from_wire(reply, self._replica.dim))
+                if parts[-1].covers:
+                    await asyncio.wrap_future(self._engine.merge(join(parts), mending=mending))
+                    parts = []
         except StopAsyncIteration:
             return
         finally:

@@ -151,7 +151,8 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
             raise FailedPrecondition(f"epoch {request.epoch} is not {replica.members.epoch}", "epoch")
         try:
             want = set_from_wire(request.want, "want")
-            async for bundle in pulling.stream(replica.engine, want):
+            have = set_from_wire(request.have, "have")
+            async for bundle in pulling.stream(replica.engine, want, have):
                 yield bundle
         except WireError as error:
             raise InvalidArgument(str(error), error.field) from error
