@@ -218,6 +218,8 @@ def _at_least(columns: Sequence[Spans], count: int) -> Spans:
     """Where at least `count` of `columns` overlap: a sweep over the ends of their spans."""
     if len(columns) < count:
         return ()
+    if all(spans == columns[0] for spans in columns):
+        return columns[0]
     edges: list[tuple[int, int]] = []
     for spans in columns:
         for first, last in spans:
