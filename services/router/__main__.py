@@ -13,7 +13,7 @@ from services.router.embedder import Embedder
 from services.router.generation import Generation
 from services.router.ingest import Ingest
 from services.router.lookup import Lookup
-from services.router.node_choice import HedgeBudget, NodeBook
+from services.router.node_choice import HedgeBudget, HedgePace, NodeBook
 from services.router.node_links import NodeLinks
 from services.router.read_types import ReadTools
 from services.router.readiness import wait_until_ready
@@ -45,7 +45,7 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
 
     clock, reader, book = SYSTEM_CLOCK, SetReader(), NodeBook(links.names)
     rounds = SummaryRounds(links, book, reader, clock, 2 * config.router.calls_inflight_max)
-    tools = ReadTools(rounds, book, HedgeBudget(), config.router, clock)
+    tools = ReadTools(rounds, book, HedgeBudget(), HedgePace(), config.router, clock)
     legs = SearchLegs(links, reader, config.router.search_wait_ms)
     embedder = Embedder(config, embed_channels)
     retrieval = Retrieval(tools, legs)

@@ -19,6 +19,8 @@ BEHIND_S = 0.5
 # coordinator, while one paused node under a few hundred concurrent calls stays affordable.
 HEDGE_SHARE = 0.1
 HEDGES_SAVED_MAX = 256.0
+# However slow the mesh is, a silent node is not waited for longer than this.
+HEDGE_AFTER_S_MAX = 0.5
 
 
 @dataclass(slots=True)
@@ -88,6 +90,26 @@ class NodeBook:
     def _avoid(self, node: str, until_s: float) -> None:
         state = self._nodes[node]
         state.avoided_until_s = max(state.avoided_until_s, until_s)
+
+
+class HedgePace:
+    """After how long a leg counts as slow: the smoothed latency plus four mean deviations, as TCP decides when to
+    send again (Jacobson, "Congestion Avoidance and Control", 1988). A mesh that is slow as a whole is not made
+    slower by asking everything twice."""
+
+    def __init__(self) -> None:
+        self._smoothed_s = 0.0
+        self._deviation_s = 0.0
+
+    def observe(self, latency_s: float) -> None:
+        """A leg was answered after this long."""
+        error_s = latency_s - self._smoothed_s
+        self._smoothed_s += error_s / 8
+        self._deviation_s += (abs(error_s) - self._deviation_s) / 4
+
+    def hedge_after_s(self, least_s: float) -> float:
+        """When to ask another replica: not before `least_s`, at the latest after HEDGE_AFTER_S_MAX."""
+        return max(least_s, min(self._smoothed_s + 4 * self._deviation_s, HEDGE_AFTER_S_MAX))
 
 
 class HedgeBudget:

@@ -142,10 +142,10 @@ class QuorumRead(Generic[T]):
         self._calls.append(call)
         call.future = self._sender(request)
         call.future.add_done_callback(lambda future: self._on_call(call, future))
-        patience_ms = self._tools.limits.leg_hedge_ms
+        patience_s = self._tools.pace.hedge_after_s(self._tools.limits.leg_hedge_ms / 1_000)
         if any(request.require.values()):
-            patience_ms += self._tools.limits.search_wait_ms
-        call.timer = self._later(patience_ms / 1_000, lambda: self._on_slow(call))
+            patience_s += self._tools.limits.search_wait_ms / 1_000
+        call.timer = self._later(patience_s, lambda: self._on_slow(call))
 
     def _on_slow(self, call: Call[T]) -> None:
         """The node has not answered in time: ask another replica too, if that is affordable."""
@@ -170,6 +170,7 @@ class QuorumRead(Generic[T]):
             return
         if error is None:
             self._tools.book.heard(call.node, self._now())
+            self._tools.pace.observe(self._now() - call.sent_s)
             replies: Mapping[int, LegReply[T]] = future.result()
             for number in sorted(call.open):
                 self._on_reply(call, number, replies.get(number))

@@ -10,7 +10,7 @@ from typing import Generic, Protocol, TypeVar
 
 from services.quorum.gtid import GtidSet
 from services.quorum.replica import Summary
-from services.router.node_choice import HedgeBudget, NodeBook
+from services.router.node_choice import HedgeBudget, HedgePace, NodeBook
 from services.router.summary_rounds import SummaryRounds
 from services.runtime.clock import Clock
 from services.runtime.config import RouterConfig
@@ -62,6 +62,7 @@ class ReadTools:
     rounds: SummaryRounds
     book: NodeBook
     budget: HedgeBudget
+    pace: HedgePace
     limits: RouterConfig
     clock: Clock
 

@@ -21,7 +21,7 @@ from services.quorum.replica import ReplicaCore
 from services.quorum.rows import HeadRow, PassageRow, WriteBatch
 from services.quorum.status import ReplicaStatus
 from services.router.catalogue import Collection, Model
-from services.router.node_choice import HedgeBudget, NodeBook
+from services.router.node_choice import HedgeBudget, HedgePace, NodeBook
 from services.router.node_links import NodeLinks
 from services.router.read_types import ReadTools
 from services.router.search_legs import SearchLegs
@@ -234,7 +234,7 @@ class SimulatedMesh:
         self.reader = SetReader()
         self.book = NodeBook(NODES)
         self.rounds = SummaryRounds(self.links, self.book, self.reader, SYSTEM_CLOCK, 2_048)
-        self.tools = ReadTools(self.rounds, self.book, HedgeBudget(), self.config.router, SYSTEM_CLOCK)
+        self.tools = ReadTools(self.rounds, self.book, HedgeBudget(), HedgePace(), self.config.router, SYSTEM_CLOCK)
         self.legs = SearchLegs(self.links, self.reader, self.config.router.search_wait_ms)
         self.writing = Writing(self.config, self.links, self.book, self.rounds, SYSTEM_CLOCK, SOURCE)
 

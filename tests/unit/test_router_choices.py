@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.router.node_choice import SUSPECT_S, HedgeBudget, NodeBook
+from services.router.node_choice import HEDGE_AFTER_S_MAX, SUSPECT_S, HedgeBudget, HedgePace, NodeBook
 from services.router.query_cache import QueryCache
 
 
@@ -78,3 +78,18 @@ def test_a_cache_of_no_entries_keeps_nothing() -> None:
     cache: QueryCache[int] = QueryCache(0)
     cache.put("m", "", "x", 1)
     assert cache.get("m", "", "x") is None
+
+
+def test_the_pace_of_hedging_follows_the_mesh() -> None:
+    pace = HedgePace()
+    assert pace.hedge_after_s(0.15) == 0.15
+    for _ in range(50):
+        pace.observe(0.02)
+    assert pace.hedge_after_s(0.0) < 0.05
+    assert pace.hedge_after_s(0.15) == 0.15
+    for latency_s in (0.1, 0.2, 0.1, 0.2) * 20:
+        pace.observe(latency_s)
+    assert 0.2 < pace.hedge_after_s(0.15) <= 0.45
+    for _ in range(50):
+        pace.observe(5.0)
+    assert pace.hedge_after_s(0.15) == HEDGE_AFTER_S_MAX
