@@ -29,8 +29,11 @@ class ProcessRecord:
             process = psutil.Process(self.pid)
             if abs(process.create_time() - self.created_s) > _CREATED_TOLERANCE_S:
                 return None
-            # A zombie has no command line: it has ended, nobody has asked for its exit code yet.
-            if process.status() == psutil.STATUS_ZOMBIE or self.module not in process.cmdline():
+            if ended(process):
+                return None
+            # It is empty for a moment while the kernel loads the program.
+            command = process.cmdline()
+            if command and self.module not in command:
                 return None
         except psutil.NoSuchProcess:
             return None
@@ -44,6 +47,19 @@ class ProcessRecord:
 
     def remove(self, directory: Path) -> None:
         (directory / f"{self.name}.json").unlink(missing_ok=True)
+
+
+def ended(process: psutil.Process) -> bool:
+    """Whether a process is gone, or a zombie whose exit code nobody has asked for.
+
+    The first thread may be a zombie while others still hold ports and files; it has ended when it is the last.
+    """
+    try:
+        if not process.is_running():
+            return True
+        return bool(process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def read_record(directory: Path, name: str) -> ProcessRecord | None:

@@ -23,7 +23,7 @@ import grpc
 import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from ostraka.cli.process_record import ProcessRecord, read_record
+from ostraka.cli.process_record import ProcessRecord, ended, read_record
 from services.runtime.channel import open_channel
 from services.runtime.config import Config, ConfigError, child_environment
 from services.runtime.tls import Role
@@ -66,8 +66,12 @@ class Supervisor:
     def process(self, name: str) -> psutil.Process | None:
         """The running process of that name, None when it does not run."""
         child = self._children.get(name)
-        if child is not None and child.poll() is not None:
-            return None
+        if child is not None and child.poll() is None:
+            # An own child keeps its id until it is waited for: no proof is needed, and none is there before exec.
+            try:
+                return psutil.Process(child.pid)
+            except psutil.NoSuchProcess:  # another thread has waited for it meanwhile
+                return None
         record = read_record(self.run_dir, name)
         return None if record is None else record.process()
 
@@ -200,13 +204,18 @@ class Supervisor:
     def _reap(self, name: str, process: psutil.Process, timeout_s: float) -> bool:
         """Wait for the end of a process; whether it came."""
         child = self._children.get(name)
-        try:
-            if child is not None and child.pid == process.pid:
+        if child is not None and child.pid == process.pid:
+            try:
                 child.wait(timeout_s)
-            else:
-                process.wait(timeout_s)
-        except (subprocess.TimeoutExpired, psutil.TimeoutExpired):
-            return False
+            except subprocess.TimeoutExpired:
+                return False
+            return True
+        # Somebody else's child may stay a zombie for ever where process 1 does not wait for orphans.
+        ends_s = time.monotonic() + timeout_s
+        while not ended(process):
+            if time.monotonic() >= ends_s:
+                return False
+            time.sleep(_WATCH_S / 2)
         return True
 
     def _seat(self, name: str) -> Seat:

@@ -103,13 +103,12 @@ async def test_one_node_starts_dies_comes_back_and_stops(config: Config) -> None
         supervisor.start("node-a")
         with pytest.raises(SupervisorError, match="running already"):
             supervisor.start("node-a")
-        await supervisor.wait_serving(["node-a"], timeout_s=60)
         elsewhere = Supervisor(config)
         assert elsewhere.running() == ["node-a"]
         elsewhere.kill("node-a")
         assert supervisor.running() == []
         supervisor.start("node-a")
-        await supervisor.wait_serving(["node-a"], timeout_s=60)
+        await elsewhere.wait_serving(["node-a"], timeout_s=60)
         assert Supervisor(config).stop_all() == []
         assert supervisor.running() == []
         assert list(supervisor.run_dir.glob("*.json")) == []

@@ -111,7 +111,7 @@ class Demo:
         cited = {p.passage_id for p in answer.provenance if p.cited and p.in_prompt}
         self.stage.check(
             bool(answer.citations) and cited == {c.passage_id for c in answer.citations},
-            f"{len(answer.citations)} citations, each of a passage in the prompt",
+            f"each of its citations ({len(answer.citations)}) is of a passage in the prompt",
             f"cited {sorted(cited)}, citations {answer.citations}, abstained {answer.abstained}",
         )
         self.stage.check(
