@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 
 from ostraka.v1 import embed_pb2_grpc
 from services.embed.batcher import Batcher
@@ -14,7 +13,7 @@ from services.embed.service import EmbedServicer
 from services.runtime.clock import SYSTEM_CLOCK
 from services.runtime.config import Config
 from services.runtime.deadline import Deadline
-from services.runtime.lifecycle import Lifecycle, State, run_process
+from services.runtime.lifecycle import Lifecycle, State, run_and_exit
 from services.runtime.server import MeshServer
 from services.runtime.tls import Role
 
@@ -49,4 +48,4 @@ async def serve(config: Config, lifecycle: Lifecycle) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_process(SERVICE, "", serve))
+    run_and_exit(SERVICE, serve)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import sys
 
 from ostraka.v1 import generator_pb2_grpc
 from services.generator.backend import Backend, ExtractiveBackend
 from services.generator.service import GeneratorServicer, check_budget
 from services.runtime.clock import SYSTEM_CLOCK
 from services.runtime.config import Config, ConfigError, GeneratorConfig, secret
-from services.runtime.lifecycle import Lifecycle, State, run_process
+from services.runtime.lifecycle import Lifecycle, State, run_and_exit
 from services.runtime.server import MeshServer
 from services.runtime.tls import Role
 
@@ -56,4 +55,4 @@ async def serve(config: Config, lifecycle: Lifecycle) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_process(SERVICE, "", serve))
+    run_and_exit(SERVICE, serve)

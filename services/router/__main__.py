@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import sys
 
 from ostraka.v1.router_pb2_grpc import add_RouterServiceServicer_to_server
 from services.router.ask import Asking
@@ -28,7 +27,7 @@ from services.runtime import topology_file
 from services.runtime.channel import ChannelPool
 from services.runtime.clock import SYSTEM_CLOCK
 from services.runtime.config import Config
-from services.runtime.lifecycle import Lifecycle, run_process
+from services.runtime.lifecycle import Lifecycle, run_and_exit
 from services.runtime.server import MeshServer
 from services.runtime.tls import Role
 
@@ -87,4 +86,4 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_process("router", "", main))
+    run_and_exit("router", main)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 
 from ostraka.v1.shard_pb2_grpc import add_ShardServiceServicer_to_server
 from services.runtime import topology_file
 from services.runtime.clock import SYSTEM_CLOCK
 from services.runtime.config import Config
-from services.runtime.lifecycle import Lifecycle, run_process
+from services.runtime.lifecycle import Lifecycle, run_and_exit
 from services.runtime.server import MeshServer
 from services.runtime.tls import Role
 from services.shard.node import Node
@@ -53,4 +52,4 @@ async def _announce(node: Node, server: MeshServer, lifecycle: Lifecycle) -> Non
 
 
 if __name__ == "__main__":
-    sys.exit(run_process("shard", "", main))
+    run_and_exit("shard", main)
