@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from services.runtime.config import Config, load
+from services.runtime.config import Config, ConfigError, load
 from services.runtime.tls import dev_certificates
 from services.runtime.topology_file import bootstrap
 
@@ -79,14 +80,26 @@ def prepare(path: Path | None) -> Config:
     return config
 
 
+PORTS = range(20_000, 32_000)
+"""Below the range from which Linux takes the local ports of outgoing connections: a port from up there can be taken
+by a caller's reconnect attempt while its server is down, and the server then cannot come back."""
+
+
 def free_ports(names: Sequence[str]) -> dict[str, int]:
-    """A port for each name that nothing listens on now; all are held until all are found, so they differ."""
-    return dict(zip(names, _free(len(names)), strict=True))
+    """A port for each name that nothing listens on now; all are held until all are found, so they differ.
 
-
-def _free(count: int) -> Iterator[int]:
+    Raises ConfigError when there are none.
+    """
     with ExitStack() as stack:
-        for _ in range(count):
-            taken = stack.enter_context(socket.socket())
-            taken.bind(("127.0.0.1", 0))
-            yield taken.getsockname()[1]
+        return {name: _free(stack) for name in names}
+
+
+def _free(stack: ExitStack) -> int:
+    for port in random.SystemRandom().sample(PORTS, k=200):
+        probe = stack.enter_context(socket.socket())
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return port
+    raise ConfigError(f"no free port between {PORTS.start} and {PORTS.stop} in 200 tries")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
 import sys
 from asyncio.subprocess import DEVNULL, Process
 from pathlib import Path
@@ -13,6 +12,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from ostraka.cli.mesh_file import free_ports
 from ostraka.v1 import shard_pb2, shard_pb2_grpc
 from services.runtime import topology_file
 from services.runtime.channel import open_channel
@@ -27,16 +27,10 @@ TIMEOUT_S = 20.0
 START_S = 60.0
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def one_node(directory: Path) -> Config:
     path = directory / "mesh.toml"
     path.write_text(
-        f'[shard]\ndisk_reserve_bytes = 0\n[nodes.n1]\naddress = "127.0.0.1:{free_port()}"\n'
+        f'[shard]\ndisk_reserve_bytes = 0\n[nodes.n1]\naddress = "127.0.0.1:{free_ports(["n1"])["n1"]}"\n'
         f"[collections.{COLLECTION}]\nshards = 1\nreplicas = 1\nread_quorum = 1\nwrite_quorum = 1\ndim = {DIM}\n",
         encoding="utf-8",
     )
