@@ -90,6 +90,7 @@ def _document(
     _bounded(document.source, f"{where}.source", SOURCE_BYTES_MAX)
     inherited = _metadata(document.metadata, f"{where}.metadata", limits.metadata_bytes_max)
     passages = []
+    total = 0
     for ordinal, new in enumerate(document.passages):
         field = f"{where}.passages[{ordinal}]"
         vector = _vector(new, collection.dim, field)
@@ -97,7 +98,12 @@ def _document(
         size = passage.ByteSize() + 2 * collection.dim + len(document.document_id.encode()) + 2 * ROW_OVERHEAD_BYTES
         if size > batch_bytes_max:
             raise InvalidArgument(f"takes {size} bytes to store; at most {batch_bytes_max}", field)
+        total += size
         passages.append(PassagePlan(passage, vector))
+    if total > limits.document_bytes_max:
+        raise InvalidArgument(
+            f"take {total} bytes to store; a document takes at most {limits.document_bytes_max}", f"{where}.passages"
+        )
     retry = None
     if document.HasField("retry_version"):
         retry = (document.retry_version.hlc, document.retry_version.source)

@@ -250,6 +250,8 @@ def _validate(config: Config) -> None:
                 raise ConfigError(f"{name}.{item.name} must be at least {floor}, not {value}")
     if config.generator.backend == "openai" and not config.generator.base_url:
         raise ConfigError("generator.base_url is needed when generator.backend is openai")
+    if config.router.document_bytes_max > config.mesh.message_bytes_max * 3 // 4:
+        raise ConfigError("router.document_bytes_max must leave a quarter of mesh.message_bytes_max for the message")
     addresses = [node.address for node in config.nodes.values()]
     addresses += [*config.embed.addresses, *config.router.addresses, *config.generator.addresses]
     for address in addresses:

@@ -79,6 +79,8 @@ class RouterConfig:
     """Documents in one Upsert, Delete or Get."""
     document_passages_max: int = 4_096
     """Passages in one document."""
+    document_bytes_max: int = 8 * 1024 * 1024
+    """One document as stored, vectors and metadata included; a repair sends a document in one message."""
     metadata_bytes_max: int = 16_384
     """Metadata of one passage, keys and values in UTF-8."""
     text_bytes_max: int = 65_536

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -238,6 +239,13 @@ def test_a_row_over_the_batch_limit_is_refused(catalogue: Catalogue, config: Con
     with pytest.raises(InvalidArgument) as refused:
         upsert_plan(upsert(new("x", passage("y" * 900))), catalogue, config.router, 800)
     assert refused.value.field == "documents[0].passages[0]"
+
+
+def test_a_document_over_its_limit_is_refused(catalogue: Catalogue, config: Config) -> None:
+    document = new("x", *(passage("y" * 100) for _ in range(10)))
+    with pytest.raises(InvalidArgument) as caught:
+        upsert_plan(upsert(document), catalogue, replace(config.router, document_bytes_max=1_000), 1_000)
+    assert caught.value.field == "documents[0].passages"
 
 
 def test_gets_deletes_and_questions(catalogue: Catalogue, config: Config) -> None:

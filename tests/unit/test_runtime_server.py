@@ -124,7 +124,7 @@ async def test_an_abort_by_the_handler_passes(tmp_path: Path) -> None:
 
 
 async def test_messages_over_the_limit_are_refused(tmp_path: Path) -> None:
-    config = mesh_config(tmp_path, mesh={"message_bytes_max": 10_000})
+    config = mesh_config(tmp_path, mesh={"message_bytes_max": 10_000}, router={"document_bytes_max": 5_000})
     async with mesh(config, {}) as (_, channel):
         call = embed_pb2_grpc.EmbedServiceStub(channel).Embed(embed.EmbedRequest(texts=["x" * 20_000]))
         assert (await failure_of(call)).code is grpc.StatusCode.RESOURCE_EXHAUSTED
