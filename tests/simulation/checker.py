@@ -101,9 +101,11 @@ def _check_search(
     if keys != sorted(set(keys)) or len(keys) > search.k:
         yield Violation("C5", f"{label}: hits are doubled, out of order or too many")
     cutoff = keys[-1] if len(keys) >= search.k else None
-    for document_id in hits.keys() - documents.keys():
-        yield Violation("C5", f"{label}: {document_id} was never written")
-    for document_id, writes in documents.items():
+    asked = [document_id for document_id in documents if search.only in (None, document_id)]
+    for document_id in hits.keys() - set(asked):
+        yield Violation("C5", f"{label}: {document_id} was never written or not asked for")
+    for document_id in asked:
+        writes = documents[document_id]
         if search.level is Level.QUORUM:
             floor = acked[document_id].before(search.invoked_us)
         elif search.level is Level.SESSION:

@@ -27,6 +27,7 @@ class Client:
         routers: Sequence[SimRouter],
         history: History,
         documents: Sequence[str],
+        think_us: int,
         until_us: int,
     ) -> None:
         self._session = session
@@ -34,6 +35,7 @@ class Client:
         self._routers = routers
         self._history = history
         self._documents = documents
+        self._think_us = think_us
         self._until_us = until_us
         self._token = b""
         self._operation = 0
@@ -42,7 +44,7 @@ class Client:
     def next(self) -> None:
         """Think for a moment, then do something."""
         self._operation += 1
-        think_us = int(self._timeline.random.expovariate(1 / 3_000))
+        think_us = int(self._timeline.random.expovariate(1 / self._think_us))
         self._timeline.after(think_us, self._act)
 
     def _act(self) -> None:
@@ -114,6 +116,7 @@ class Client:
             Level.SESSION: decode_session(self._token).get(KEY, GtidSet.EMPTY),
             Level.ONE: GtidSet.EMPTY,
         }[level]
+        only = random.choice(self._documents) if random.random() < 0.2 else None
         operation, invoked_us = self._operation, self._timeline.now_us
 
         def done(result: tuple[GtidSet, tuple[Hit, ...]] | None) -> None:
@@ -122,8 +125,9 @@ class Client:
             if result is not None:
                 seen, hits = result
                 now_us = self._timeline.now_us
-                self._history.searches.append(Search(level, self._session, query, k, invoked_us, now_us, hits))
+                search = Search(level, self._session, query, k, invoked_us, now_us, hits, only)
+                self._history.searches.append(search)
                 self._remember(seen)
             self.next()
 
-        Searching(router, query, k, require, done).begin()
+        Searching(router, query, k, require, done, only).begin()

@@ -64,8 +64,10 @@ def simulate(seed: int, config: str, parts: Parts | None = None) -> History:
     for replica in replicas.values():
         replica.peers = {name: peer for name, peer in replicas.items() if peer is not replica}
     routers = [parts.router(f"q{number}", timeline, network, members, replicas) for number in range(ROUTERS)]
+    documents = DOCUMENTS[: timeline.random.choice((2, len(DOCUMENTS), len(DOCUMENTS)))]
+    think_us = timeline.random.choice((500, 3 * MS, 3 * MS))
     for session in range(CLIENTS):
-        Client(session, timeline, routers, history, DOCUMENTS, FAULTS_US).next()
+        Client(session, timeline, routers, history, documents, think_us, FAULTS_US).next()
     nemesis = Nemesis(timeline, network, list(replicas.values()), routers, FAULTS_US)
     nemesis.begin()
     timeline.run_until(FAULTS_US)

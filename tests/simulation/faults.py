@@ -51,6 +51,7 @@ class Nemesis:
             self._part,
             self._part_one_way,
             self._slow_disk,
+            self._slow_answers,
             self._skew,
         )
         self._timeline.random.choice(faults)()
@@ -95,6 +96,16 @@ class Nemesis:
 
         def mend() -> None:
             replica.commit_us = usual
+
+        self._timeline.after(self._a_while(), mend)
+
+    def _slow_answers(self) -> None:
+        """What one voter says takes a while to arrive, and is old by then."""
+        name = self._timeline.random.choice(self._replicas).name
+        self._network.late_us[name] = self._timeline.random.choice((20, 50, 150)) * MS
+
+        def mend() -> None:
+            self._network.late_us.pop(name, None)
 
         self._timeline.after(self._a_while(), mend)
 

@@ -51,7 +51,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """One completed search."""
+    """One completed search, or the lookup of one document."""
 
     level: Level
     session: int
@@ -60,6 +60,8 @@ class Search:
     invoked_us: int
     returned_us: int
     hits: tuple[Hit, ...]
+    only: str | None = None
+    """The document that was looked up; None: all were searched."""
 
 
 LiveState = frozenset[tuple[str, Version, tuple[bytes, ...]]]

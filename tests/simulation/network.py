@@ -31,6 +31,8 @@ class Network:
     def __init__(self, timeline: Timeline) -> None:
         self._timeline = timeline
         self.cut: set[tuple[str, str]] = set()
+        self.late_us: dict[str, int] = {}
+        """Hosts whose messages take up to so much longer."""
         self.lost = 0.0
         self.doubled = 0.0
         self.delayed = 0.0
@@ -38,6 +40,7 @@ class Network:
     def heal(self) -> None:
         """A sound network from now on; what is under way still arrives late."""
         self.cut.clear()
+        self.late_us.clear()
         self.lost = self.doubled = self.delayed = 0.0
 
     def send(self, source: Host, target: Host, deliver: Action) -> None:
@@ -46,10 +49,12 @@ class Network:
         if (source.name, target.name) in self.cut or (self.lost and chance() < self.lost):
             return
         for _ in range(2 if self.doubled and chance() < self.doubled else 1):
-            self._timeline.after(self._delay_us(), lambda: self._arrive(source, target, deliver))
+            self._timeline.after(self._delay_us(source), lambda: self._arrive(source, target, deliver))
 
-    def _delay_us(self) -> int:
+    def _delay_us(self, source: Host) -> int:
         random = self._timeline.random
+        if source.name in self.late_us:
+            return int(random.random() * self.late_us[source.name])
         if self.delayed and random.random() < self.delayed:
             return int(random.random() ** 3 * DELAY_US_MAX)
         return 150 + int(random.random() * 700)

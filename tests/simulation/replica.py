@@ -51,6 +51,7 @@ class Query:
     require: GtidSet
     holders: tuple[str, ...]
     wait_us: int
+    only: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +218,8 @@ class SimReplica(Host):
             query.k,
             (
                 (rank(query.query, row.document_id, row.ordinal, row.vector), row)
-                for version, rows in view.live.values()
+                for document_id, (_, rows) in view.live.items()
+                if query.only in (None, document_id)
                 for row in rows
             ),
             key=lambda ranked: ranked[0],

@@ -1,4 +1,4 @@
-"""One search on a router, driven by the production `QuorumSearch`."""
+"""One search or lookup on a router, driven by the production `QuorumSearch`."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ Done = Callable[[tuple[GtidSet, tuple[Hit, ...]] | None], None]
 
 
 class Searching:
-    """A search at QUORUM (`require` None), or of a view that contains `require`."""
+    """A search at QUORUM (`require` None), or of a view that contains `require`; of one document if `only` is given."""
 
-    def __init__(self, router: SimRouter, query: int, k: int, require: GtidSet | None, done: Done) -> None:
+    def __init__(
+        self, router: SimRouter, query: int, k: int, require: GtidSet | None, done: Done, only: str | None = None
+    ) -> None:
         self._router = router
-        self._query, self._k = query, k
+        self._query, self._k, self._only = query, k, only
         order = list(router.members.voters)
         router.timeline.random.shuffle(order)
         self._search = QuorumSearch(router.members, tuple(order), require)
@@ -69,7 +71,7 @@ class Searching:
 
     def _leg(self, leg: Leg) -> None:
         name = leg.replica.replica_id
-        query = Query(self._query, self._k, leg.require, leg.holders, WAIT_US)
+        query = Query(self._query, self._k, leg.require, leg.holders, WAIT_US, self._only)
         target = self._router.replicas[name]
 
         def landed(found: Found | None) -> None:

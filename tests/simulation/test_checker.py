@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -64,6 +65,7 @@ def good() -> History:
             search(hits_of(writes[1], writes[2]), k=2),
             search(hits_of(writes[1]), level=Level.SESSION, session=1),
             search([], level=Level.ONE),
+            replace(search(hits_of(writes[1])), only="a"),
         ],
         final=[final("r0"), final("r1")],
     )
@@ -136,6 +138,14 @@ def from_the_future(history: History) -> None:
     history.searches.append(search(hits_of(new()), level=Level.ONE, at_us=100))
 
 
+def lookup_finds_nothing(history: History) -> None:
+    history.searches.append(replace(search([]), only="a"))
+
+
+def lookup_of_another(history: History) -> None:
+    history.searches.append(replace(search(hits_of(new(), other())), only="a"))
+
+
 def doubled_hit(history: History) -> None:
     history.searches.append(search([*hits_of(new(), other()), *hits_of(other())]))
 
@@ -168,6 +178,8 @@ def half_a_document(history: History) -> None:
         (altered_content, "C5"),
         (from_the_future, "C5"),
         (doubled_hit, "C5"),
+        (lookup_finds_nothing, "C1'"),
+        (lookup_of_another, "C5"),
         (versions_mixed, "C7"),
         (half_a_document, "C7"),
     ],
