@@ -19,12 +19,16 @@ LIMITS = IngestLimits(passages_batch=3, documents_batch=2, upserts_inflight=2)
 
 
 class Mesh:
-    """Stands in for the client: remembers batches, and answers as told."""
+    """Stands in for the client: remembers batches, and answers as told, once `together` calls are under way."""
 
-    def __init__(self, verdict: Callable[[str], Outcome | OstrakaError] = lambda _id: Outcome.ACKNOWLEDGED) -> None:
+    def __init__(
+        self, verdict: Callable[[str], Outcome | OstrakaError] = lambda _id: Outcome.ACKNOWLEDGED, together: int = 1
+    ) -> None:
         self.verdict = verdict
         self.batches: list[list[str]] = []
         self.inflight = self.inflight_max = 0
+        self.together = together
+        self.gathered = asyncio.Event()
 
     @property
     def sent(self) -> list[str]:
@@ -43,8 +47,9 @@ class Mesh:
         self.batches.append(ids)
         self.inflight += 1
         self.inflight_max = max(self.inflight_max, self.inflight)
-        for _ in range(5):
-            await asyncio.sleep(0)
+        if self.inflight >= self.together:
+            self.gathered.set()
+        await self.gathered.wait()
         self.inflight -= 1
         verdicts = [self.verdict(document_id) for document_id in ids]
         for verdict in verdicts:
@@ -73,7 +78,7 @@ async def run(mesh: Mesh, folder: Path, force: bool = False) -> IngestReport:
 
 
 async def test_everything_is_sent_once_in_bounded_batches(tmp_path: Path) -> None:
-    mesh, folder = Mesh(), corpus(tmp_path)
+    mesh, folder = Mesh(together=LIMITS.upserts_inflight), corpus(tmp_path)
     report = await run(mesh, folder)
     assert mesh.sent == [f"docs/{n}.txt" for n in range(7)]
     assert max(map(len, mesh.batches)) == LIMITS.documents_batch
