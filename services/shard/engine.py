@@ -324,7 +324,10 @@ class Engine:
         self._read_only = reason
 
     def _is_damaged(self, name: RowName) -> bool:
-        """Whether the row is still live and still fails its checksum."""
+        """Whether the row is still live and still fails its checksum, or cannot be read.
+
+        Asked after a commit, which an error here must not turn into a refusal.
+        """
         reader = RowsReader(self._database)
         try:
             head = reader.head(name.document_id)
@@ -333,3 +336,5 @@ class Engine:
             return name.ordinal not in {row.ordinal for row in reader.live_passages(name.document_id)}
         except DamagedRowError as error:
             return name in error.names
+        except StoreError:
+            return True

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from dataclasses import replace
+from typing import Any, TypeVar
 
 from ostraka.v1 import shard_pb2
 from services.quorum.gtid import GtidSet
@@ -14,6 +15,7 @@ from services.shard.rows_reader import RowsReader
 from services.shard.store import Database
 from services.shard.wire import bundle_to_wire
 
+T = TypeVar("T")
 DOCUMENTS_PER_BUNDLE = 32
 MESSAGE_BYTES = 4 * 1024 * 1024
 """Documents are put into one message up to this; a larger document travels alone."""
@@ -27,11 +29,21 @@ async def stream(engine: Engine, want: GtidSet, have: GtidSet) -> AsyncIterator[
     try:
         with database.reading():
             bundles = engine.core.pull(want, RowsReader(database), DOCUMENTS_PER_BUNDLE, have)
-            while (bundle := await asyncio.to_thread(next, bundles, None)) is not None:
+            while (bundle := await _settled(asyncio.to_thread(next, bundles, None))) is not None:
                 for piece in pieces(bundle):
                     yield bundle_to_wire(piece, applied)
     finally:
         database.close()
+
+
+async def _settled(work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is waited for even when the caller is cancelled: its thread holds the connection."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 def pieces(bundle: PullBundle) -> Iterator[PullBundle]:

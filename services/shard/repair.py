@@ -7,7 +7,8 @@ touched, so a pull may be cut anywhere and begun again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any
 
 import grpc
 
@@ -27,6 +28,8 @@ PULL_MS = 30_000
 GOSSIP_TIMEOUT_MS = 2_000
 SETTLE_S = 0.05
 """A batch on its way to all voters at once is usually here by then; only what is still missing is pulled."""
+HURRY_S = 0.02
+"""The least pause between two rounds."""
 CATCH_UP_MS = 10_000
 """After this a replica counts as caught up even if too few peers could be reached."""
 FETCHES_MAX = 8
@@ -98,20 +101,25 @@ class Repair:
         nodes = sorted(self._peers)
         turn = sum(self._replica.replica_id.encode())  # replicas begin at different peers
         while True:
-            try:
-                await self._mend()
-                if nodes:
-                    await self._round(nodes[turn % len(nodes)])
-            except Exception as error:
-                # A defect met in one round must not end repair for good.
-                _LOG.exception("repair round failed", error, replica=self._replica.replica_id)
+            await self._guarded(self._mend())
+            if nodes:
+                await self._guarded(self._round(nodes[turn % len(nodes)]))
             turn += 1
             self._judge()
             pause_s = interval_s if self._replica.caught_up else min(SETTLE_S, interval_s)
             # 0.75 to 1.25 of the interval, different for each replica and turn: nodes started together drift apart.
             await self._pause(pause_s * (0.75 + (turn * 37 % 64) / 128))
 
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        """A defect met in one round ends neither the other half of it nor repair for good."""
+        try:
+            await work
+        except Exception as error:
+            _LOG.exception("repair round failed", error, replica=self._replica.replica_id)
+
     async def _pause(self, seconds: float) -> None:
+        # However often someone hurries, rounds do not follow each other without end.
+        await asyncio.sleep(min(HURRY_S, seconds))
         try:
             await asyncio.wait_for(self._hint.wait(), seconds)
         except TimeoutError:
@@ -194,9 +202,12 @@ class Repair:
 
     async def _mend(self) -> None:
         """Fetch damaged rows from whichever peer holds the batches that wrote them."""
+        limit = Deadline.after_ms(PULL_MS)
         for name in sorted(self._engine.damaged, key=str)[:64]:
             want = await asyncio.to_thread(self._written_by, name)
-            for node in self._peers:
+            for node in sorted(self._peers, key=self._unreachable.__contains__):
+                if limit.expired():
+                    return
                 try:
                     await self._pull(node, want, Deadline.after_ms(PULL_MS), mending=True)
                 except _RECOVERABLE as error:
