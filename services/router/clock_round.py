@@ -57,10 +57,12 @@ async def _one(
             decided.set_result(None)
 
     span = spans.start_span(names.SPAN_QUORUM_SUMMARY, parent=parent)
-    ticket = rounds.join(collection, on_summary, span)
     try:
-        await asyncio.wait([decided], timeout=deadline.remaining_s())
+        ticket = rounds.join(collection, on_summary, span)
+        try:
+            await asyncio.wait([decided], timeout=deadline.remaining_s())
+        finally:
+            ticket.leave()
     finally:
-        ticket.leave()
         spans.end_span(span)
     return {shard: vote.hlc_max() for shard, vote in votes.items() if vote.vote is Vote.WON}
