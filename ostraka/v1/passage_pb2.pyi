@@ -24,6 +24,38 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _SearchMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SearchModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SearchMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SEARCH_MODE_UNSPECIFIED: _SearchMode.ValueType  # 0
+    """DENSE"""
+    SEARCH_MODE_DENSE: _SearchMode.ValueType  # 1
+    """by cosine similarity"""
+    SEARCH_MODE_LEXICAL: _SearchMode.ValueType  # 2
+    """by BM25; needs a query text"""
+    SEARCH_MODE_HYBRID: _SearchMode.ValueType  # 3
+    """both, joined by reciprocal rank fusion; needs a query text"""
+    SEARCH_MODE_TWO_STAGE: _SearchMode.ValueType  # 4
+    """the best of DENSE, ordered by BM25; needs a query text"""
+
+class SearchMode(_SearchMode, metaclass=_SearchModeEnumTypeWrapper):
+    """How candidates are found and ordered."""
+
+SEARCH_MODE_UNSPECIFIED: SearchMode.ValueType  # 0
+"""DENSE"""
+SEARCH_MODE_DENSE: SearchMode.ValueType  # 1
+"""by cosine similarity"""
+SEARCH_MODE_LEXICAL: SearchMode.ValueType  # 2
+"""by BM25; needs a query text"""
+SEARCH_MODE_HYBRID: SearchMode.ValueType  # 3
+"""both, joined by reciprocal rank fusion; needs a query text"""
+SEARCH_MODE_TWO_STAGE: SearchMode.ValueType  # 4
+"""the best of DENSE, ordered by BM25; needs a query text"""
+Global___SearchMode: _TypeAlias = SearchMode  # noqa: Y015
+
 class _ConsistencyLevel:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -365,6 +397,9 @@ class Provenance(_message.Message):
     CITED_FIELD_NUMBER: _builtins.int
     CONTENT_SHA256_FIELD_NUMBER: _builtins.int
     EMBEDDING_MODEL_FIELD_NUMBER: _builtins.int
+    LEXICAL_SCORE_FIELD_NUMBER: _builtins.int
+    LEXICAL_RANK_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
     passage_id: _builtins.str
     document_id: _builtins.str
     source: _builtins.str
@@ -385,6 +420,12 @@ class Provenance(_message.Message):
     in_prompt: _builtins.bool
     cited: _builtins.bool
     content_sha256: _builtins.bytes
+    lexical_score: _builtins.float
+    """BM25, with the statistics whose age the reply states"""
+    lexical_rank: _builtins.int
+    """from 1, before fusion; 0: not among the lexical candidates"""
+    score: _builtins.float
+    """what `rank` orders by: the cosine, BM25, or the fused score"""
     @_builtins.property
     def version(self) -> Global___Version: ...
     @_builtins.property
@@ -408,14 +449,222 @@ class Provenance(_message.Message):
         cited: _builtins.bool = ...,
         content_sha256: _builtins.bytes = ...,
         embedding_model: Global___EmbeddingModel | None = ...,
+        lexical_score: _builtins.float = ...,
+        lexical_rank: _builtins.int = ...,
+        score: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["embedding_model", b"embedding_model", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cited", b"cited", "content_sha256", b"content_sha256", "dense_rank", b"dense_rank", "dense_score", b"dense_score", "document_id", b"document_id", "embedding_model", b"embedding_model", "in_prompt", b"in_prompt", "index_epoch", b"index_epoch", "index_kind", b"index_kind", "index_part", b"index_part", "passage_id", b"passage_id", "rank", b"rank", "replica", b"replica", "shard", b"shard", "source", b"source", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cited", b"cited", "content_sha256", b"content_sha256", "dense_rank", b"dense_rank", "dense_score", b"dense_score", "document_id", b"document_id", "embedding_model", b"embedding_model", "in_prompt", b"in_prompt", "index_epoch", b"index_epoch", "index_kind", b"index_kind", "index_part", b"index_part", "lexical_rank", b"lexical_rank", "lexical_score", b"lexical_score", "passage_id", b"passage_id", "rank", b"rank", "replica", b"replica", "score", b"score", "shard", b"shard", "source", b"source", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Provenance: _TypeAlias = Provenance  # noqa: Y015
+
+@_typing.final
+class Fusion(_message.Message):
+    """Reciprocal rank fusion (Cormack et al., 2009): sum of weight / (rank_constant + rank)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DENSE_WEIGHT_FIELD_NUMBER: _builtins.int
+    LEXICAL_WEIGHT_FIELD_NUMBER: _builtins.int
+    RANK_CONSTANT_FIELD_NUMBER: _builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
+    dense_weight: _builtins.float
+    """absent: 1"""
+    lexical_weight: _builtins.float
+    """absent: 1"""
+    rank_constant: _builtins.int
+    """absent: 60; at least 1"""
+    depth: _builtins.int
+    """candidates taken from each list, at least k; absent: max(k, 100)"""
+    def __init__(
+        self,
+        *,
+        dense_weight: _builtins.float | None = ...,
+        lexical_weight: _builtins.float | None = ...,
+        rank_constant: _builtins.int | None = ...,
+        depth: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dense_weight", b"_dense_weight", "_depth", b"_depth", "_lexical_weight", b"_lexical_weight", "_rank_constant", b"_rank_constant", "dense_weight", b"dense_weight", "depth", b"depth", "lexical_weight", b"lexical_weight", "rank_constant", b"rank_constant"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dense_weight", b"_dense_weight", "_depth", b"_depth", "_lexical_weight", b"_lexical_weight", "_rank_constant", b"_rank_constant", "dense_weight", b"dense_weight", "depth", b"depth", "lexical_weight", b"lexical_weight", "rank_constant", b"rank_constant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__dense_weight: _TypeAlias = _typing.Literal["dense_weight"]  # noqa: Y015
+    _WhichOneofArgType__dense_weight: _TypeAlias = _typing.Literal["_dense_weight", b"_dense_weight"]  # noqa: Y015
+    _WhichOneofReturnType__depth: _TypeAlias = _typing.Literal["depth"]  # noqa: Y015
+    _WhichOneofArgType__depth: _TypeAlias = _typing.Literal["_depth", b"_depth"]  # noqa: Y015
+    _WhichOneofReturnType__lexical_weight: _TypeAlias = _typing.Literal["lexical_weight"]  # noqa: Y015
+    _WhichOneofArgType__lexical_weight: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight"]  # noqa: Y015
+    _WhichOneofReturnType__rank_constant: _TypeAlias = _typing.Literal["rank_constant"]  # noqa: Y015
+    _WhichOneofArgType__rank_constant: _TypeAlias = _typing.Literal["_rank_constant", b"_rank_constant"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dense_weight) -> _WhichOneofReturnType__dense_weight | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__depth) -> _WhichOneofReturnType__depth | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lexical_weight) -> _WhichOneofReturnType__lexical_weight | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rank_constant) -> _WhichOneofReturnType__rank_constant | None: ...
+
+Global___Fusion: _TypeAlias = Fusion  # noqa: Y015
+
+@_typing.final
+class Filter(_message.Message):
+    """A condition on a passage. A field is one that the collection declares, or
+    the built-in `source` or `document_id` (both text). A passage without the
+    field meets no comparison with it; `negation` holds for it then.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALL_OF_FIELD_NUMBER: _builtins.int
+    ANY_OF_FIELD_NUMBER: _builtins.int
+    NEGATION_FIELD_NUMBER: _builtins.int
+    EQUALS_FIELD_NUMBER: _builtins.int
+    ONE_OF_FIELD_NUMBER: _builtins.int
+    RANGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def all_of(self) -> Global___FilterList: ...
+    @_builtins.property
+    def any_of(self) -> Global___FilterList: ...
+    @_builtins.property
+    def negation(self) -> Global___Filter: ...
+    @_builtins.property
+    def equals(self) -> Global___Equals: ...
+    @_builtins.property
+    def one_of(self) -> Global___OneOf: ...
+    @_builtins.property
+    def range(self) -> Global___Range: ...
+    def __init__(
+        self,
+        *,
+        all_of: Global___FilterList | None = ...,
+        any_of: Global___FilterList | None = ...,
+        negation: Global___Filter | None = ...,
+        equals: Global___Equals | None = ...,
+        one_of: Global___OneOf | None = ...,
+        range: Global___Range | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["all_of", b"all_of", "any_of", b"any_of", "equals", b"equals", "kind", b"kind", "negation", b"negation", "one_of", b"one_of", "range", b"range"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_of", b"all_of", "any_of", b"any_of", "equals", b"equals", "kind", b"kind", "negation", b"negation", "one_of", b"one_of", "range", b"range"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["all_of", "any_of", "negation", "equals", "one_of", "range"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___Filter: _TypeAlias = Filter  # noqa: Y015
+
+@_typing.final
+class FilterList(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def filters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Filter]:
+        """at least one"""
+
+    def __init__(
+        self,
+        *,
+        filters: _abc.Iterable[Global___Filter] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filters", b"filters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FilterList: _TypeAlias = FilterList  # noqa: Y015
+
+@_typing.final
+class Equals(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    @_builtins.property
+    def value(self) -> Global___MetadataValue: ...
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        value: Global___MetadataValue | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Equals: _TypeAlias = Equals  # noqa: Y015
+
+@_typing.final
+class OneOf(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    @_builtins.property
+    def values(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetadataValue]:
+        """at least one"""
+
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        values: _abc.Iterable[Global___MetadataValue] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OneOf: _TypeAlias = OneOf  # noqa: Y015
+
+@_typing.final
+class Range(_message.Message):
+    """At least one bound; at most one below and one above. Text is compared by
+    its UTF-8 bytes; flags have no order.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    AT_LEAST_FIELD_NUMBER: _builtins.int
+    ABOVE_FIELD_NUMBER: _builtins.int
+    AT_MOST_FIELD_NUMBER: _builtins.int
+    BELOW_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    @_builtins.property
+    def at_least(self) -> Global___MetadataValue: ...
+    @_builtins.property
+    def above(self) -> Global___MetadataValue: ...
+    @_builtins.property
+    def at_most(self) -> Global___MetadataValue: ...
+    @_builtins.property
+    def below(self) -> Global___MetadataValue: ...
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        at_least: Global___MetadataValue | None = ...,
+        above: Global___MetadataValue | None = ...,
+        at_most: Global___MetadataValue | None = ...,
+        below: Global___MetadataValue | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["above", b"above", "at_least", b"at_least", "at_most", b"at_most", "below", b"below"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["above", b"above", "at_least", b"at_least", "at_most", b"at_most", "below", b"below", "field", b"field"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Range: _TypeAlias = Range  # noqa: Y015
 
 @_typing.final
 class Hit(_message.Message):

@@ -266,22 +266,36 @@ Global___UpsertResponse: _TypeAlias = UpsertResponse  # noqa: Y015
 
 @_typing.final
 class DeleteRequest(_message.Message):
+    """Exactly one of `document_ids`, `source` and `filter`. By source or filter,
+    the documents that a quorum read finds are deleted, at most
+    `router.documents_max` in one call; `more` says that some are left.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     COLLECTION_FIELD_NUMBER: _builtins.int
     DOCUMENT_IDS_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
+    source: _builtins.str
     @_builtins.property
     def document_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def filter(self) -> _passage_pb2.Filter:
+        """a document matches when any of its passages does"""
+
     def __init__(
         self,
         *,
         collection: _builtins.str = ...,
         document_ids: _abc.Iterable[_builtins.str] | None = ...,
+        source: _builtins.str = ...,
+        filter: _passage_pb2.Filter | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "document_ids", b"document_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "document_ids", b"document_ids", "filter", b"filter", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -294,8 +308,10 @@ class DeleteResponse(_message.Message):
     DOCUMENTS_FIELD_NUMBER: _builtins.int
     SESSION_TOKEN_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
     session_token: _builtins.bytes
     trace_id: _builtins.str
+    more: _builtins.bool
     @_builtins.property
     def documents(self) -> _containers.RepeatedCompositeFieldContainer[Global___DocumentWrite]: ...
     def __init__(
@@ -304,14 +320,209 @@ class DeleteResponse(_message.Message):
         documents: _abc.Iterable[Global___DocumentWrite] | None = ...,
         session_token: _builtins.bytes = ...,
         trace_id: _builtins.str = ...,
+        more: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "session_token", b"session_token", "trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "more", b"more", "session_token", b"session_token", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteResponse: _TypeAlias = DeleteResponse  # noqa: Y015
+
+@_typing.final
+class ListDocumentsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    SESSION_TOKEN_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    page_size: _builtins.int
+    """absent: 100"""
+    page_token: _builtins.str
+    """of the previous reply; absent: from the start"""
+    consistency: _passage_pb2.ConsistencyLevel.ValueType
+    session_token: _builtins.bytes
+    @_builtins.property
+    def filter(self) -> _passage_pb2.Filter:
+        """a document matches when any of its passages does"""
+
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        filter: _passage_pb2.Filter | None = ...,
+        page_size: _builtins.int | None = ...,
+        page_token: _builtins.str = ...,
+        consistency: _passage_pb2.ConsistencyLevel.ValueType = ...,
+        session_token: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "filter", b"filter", "page_size", b"page_size"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "collection", b"collection", "consistency", b"consistency", "filter", b"filter", "page_size", b"page_size", "page_token", b"page_token", "session_token", b"session_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__page_size: _TypeAlias = _typing.Literal["page_size"]  # noqa: Y015
+    _WhichOneofArgType__page_size: _TypeAlias = _typing.Literal["_page_size", b"_page_size"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__page_size) -> _WhichOneofReturnType__page_size | None: ...
+
+Global___ListDocumentsRequest: _TypeAlias = ListDocumentsRequest  # noqa: Y015
+
+@_typing.final
+class DocumentSummary(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _passage_pb2.MetadataValue: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _passage_pb2.MetadataValue | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    DOCUMENT_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    PASSAGES_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    document_id: _builtins.str
+    source: _builtins.str
+    passages: _builtins.int
+    shard: _builtins.int
+    @_builtins.property
+    def version(self) -> _passage_pb2.Version: ...
+    @_builtins.property
+    def metadata(self) -> _containers.MessageMap[_builtins.str, _passage_pb2.MetadataValue]:
+        """of its first passage"""
+
+    def __init__(
+        self,
+        *,
+        document_id: _builtins.str = ...,
+        source: _builtins.str = ...,
+        version: _passage_pb2.Version | None = ...,
+        passages: _builtins.int = ...,
+        metadata: _abc.Mapping[_builtins.str, _passage_pb2.MetadataValue] | None = ...,
+        shard: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["document_id", b"document_id", "metadata", b"metadata", "passages", b"passages", "shard", b"shard", "source", b"source", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DocumentSummary: _TypeAlias = DocumentSummary  # noqa: Y015
+
+@_typing.final
+class ListDocumentsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    COVERAGE_FIELD_NUMBER: _builtins.int
+    SESSION_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """empty: that was all"""
+    session_token: _builtins.bytes
+    @_builtins.property
+    def documents(self) -> _containers.RepeatedCompositeFieldContainer[Global___DocumentSummary]:
+        """ascending by id, in the order of UTF-8 bytes"""
+
+    @_builtins.property
+    def coverage(self) -> _containers.RepeatedCompositeFieldContainer[_passage_pb2.ShardCoverage]: ...
+    def __init__(
+        self,
+        *,
+        documents: _abc.Iterable[Global___DocumentSummary] | None = ...,
+        next_page_token: _builtins.str = ...,
+        coverage: _abc.Iterable[_passage_pb2.ShardCoverage] | None = ...,
+        session_token: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage", "documents", b"documents", "next_page_token", b"next_page_token", "session_token", b"session_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDocumentsResponse: _TypeAlias = ListDocumentsResponse  # noqa: Y015
+
+@_typing.final
+class ExportRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    INCLUDE_VECTORS_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    SESSION_TOKEN_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    include_vectors: _builtins.bool
+    consistency: _passage_pb2.ConsistencyLevel.ValueType
+    session_token: _builtins.bytes
+    @_builtins.property
+    def filter(self) -> _passage_pb2.Filter: ...
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        filter: _passage_pb2.Filter | None = ...,
+        include_vectors: _builtins.bool = ...,
+        consistency: _passage_pb2.ConsistencyLevel.ValueType = ...,
+        session_token: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "consistency", b"consistency", "filter", b"filter", "include_vectors", b"include_vectors", "session_token", b"session_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportRequest: _TypeAlias = ExportRequest  # noqa: Y015
+
+@_typing.final
+class ExportedDocument(_message.Message):
+    """Whole documents, ascending by id."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOCUMENT_ID_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    PASSAGES_FIELD_NUMBER: _builtins.int
+    document_id: _builtins.str
+    @_builtins.property
+    def version(self) -> _passage_pb2.Version: ...
+    @_builtins.property
+    def passages(self) -> _containers.RepeatedCompositeFieldContainer[_passage_pb2.Passage]: ...
+    def __init__(
+        self,
+        *,
+        document_id: _builtins.str = ...,
+        version: _passage_pb2.Version | None = ...,
+        passages: _abc.Iterable[_passage_pb2.Passage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["document_id", b"document_id", "passages", b"passages", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportedDocument: _TypeAlias = ExportedDocument  # noqa: Y015
 
 @_typing.final
 class GetRequest(_message.Message):
@@ -421,6 +632,9 @@ class SearchRequest(_message.Message):
     ALLOW_PARTIAL_FIELD_NUMBER: _builtins.int
     EXACT_FIELD_NUMBER: _builtins.int
     EMBEDDING_MODEL_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    FUSION_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     k: _builtins.int
     """absent: 10; 0 is refused"""
@@ -432,9 +646,16 @@ class SearchRequest(_message.Message):
     """exhaustive instead of approximate"""
     embedding_model: _builtins.str
     """model of the query vectors, when known"""
+    mode: _passage_pb2.SearchMode.ValueType
     @_builtins.property
     def queries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Query]:
         """one or a batch"""
+
+    @_builtins.property
+    def filter(self) -> _passage_pb2.Filter: ...
+    @_builtins.property
+    def fusion(self) -> _passage_pb2.Fusion:
+        """HYBRID and TWO_STAGE only"""
 
     def __init__(
         self,
@@ -447,10 +668,13 @@ class SearchRequest(_message.Message):
         allow_partial: _builtins.bool = ...,
         exact: _builtins.bool = ...,
         embedding_model: _builtins.str = ...,
+        mode: _passage_pb2.SearchMode.ValueType = ...,
+        filter: _passage_pb2.Filter | None = ...,
+        fusion: _passage_pb2.Fusion | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "k", b"k"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "filter", b"filter", "fusion", b"fusion", "k", b"k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "allow_partial", b"allow_partial", "collection", b"collection", "consistency", b"consistency", "embedding_model", b"embedding_model", "exact", b"exact", "k", b"k", "queries", b"queries", "session_token", b"session_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "allow_partial", b"allow_partial", "collection", b"collection", "consistency", b"consistency", "embedding_model", b"embedding_model", "exact", b"exact", "filter", b"filter", "fusion", b"fusion", "k", b"k", "mode", b"mode", "queries", b"queries", "session_token", b"session_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__k: _TypeAlias = _typing.Literal["k"]  # noqa: Y015
     _WhichOneofArgType__k: _TypeAlias = _typing.Literal["_k", b"_k"]  # noqa: Y015
@@ -489,11 +713,16 @@ class SearchResponse(_message.Message):
     EMBEDDING_MODEL_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
     WEAK_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    LEXICAL_STATISTICS_AGE_MS_FIELD_NUMBER: _builtins.int
     session_token: _builtins.bytes
     consistency: _passage_pb2.ConsistencyLevel.ValueType
     trace_id: _builtins.str
     weak: _builtins.bool
     """R + W <= N was allowed by configuration: QUORUM promises nothing"""
+    mode: _passage_pb2.SearchMode.ValueType
+    lexical_statistics_age_ms: _builtins.int
+    """oldest corpus statistics that BM25 used"""
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___QueryResult]:
         """one per query, in order"""
@@ -512,10 +741,12 @@ class SearchResponse(_message.Message):
         embedding_model: _passage_pb2.EmbeddingModel | None = ...,
         trace_id: _builtins.str = ...,
         weak: _builtins.bool = ...,
+        mode: _passage_pb2.SearchMode.ValueType = ...,
+        lexical_statistics_age_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["embedding_model", b"embedding_model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "coverage", b"coverage", "embedding_model", b"embedding_model", "results", b"results", "session_token", b"session_token", "trace_id", b"trace_id", "weak", b"weak"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "coverage", b"coverage", "embedding_model", b"embedding_model", "lexical_statistics_age_ms", b"lexical_statistics_age_ms", "mode", b"mode", "results", b"results", "session_token", b"session_token", "trace_id", b"trace_id", "weak", b"weak"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -532,6 +763,9 @@ class AskRequest(_message.Message):
     SESSION_TOKEN_FIELD_NUMBER: _builtins.int
     ALLOW_PARTIAL_FIELD_NUMBER: _builtins.int
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    FUSION_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     question: _builtins.str
     k: _builtins.int
@@ -541,6 +775,11 @@ class AskRequest(_message.Message):
     allow_partial: _builtins.bool
     max_tokens: _builtins.int
     """of the answer; default 256"""
+    mode: _passage_pb2.SearchMode.ValueType
+    @_builtins.property
+    def filter(self) -> _passage_pb2.Filter: ...
+    @_builtins.property
+    def fusion(self) -> _passage_pb2.Fusion: ...
     def __init__(
         self,
         *,
@@ -551,10 +790,13 @@ class AskRequest(_message.Message):
         session_token: _builtins.bytes = ...,
         allow_partial: _builtins.bool = ...,
         max_tokens: _builtins.int = ...,
+        mode: _passage_pb2.SearchMode.ValueType = ...,
+        filter: _passage_pb2.Filter | None = ...,
+        fusion: _passage_pb2.Fusion | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "k", b"k"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "filter", b"filter", "fusion", b"fusion", "k", b"k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "allow_partial", b"allow_partial", "collection", b"collection", "consistency", b"consistency", "k", b"k", "max_tokens", b"max_tokens", "question", b"question", "session_token", b"session_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "allow_partial", b"allow_partial", "collection", b"collection", "consistency", b"consistency", "filter", b"filter", "fusion", b"fusion", "k", b"k", "max_tokens", b"max_tokens", "mode", b"mode", "question", b"question", "session_token", b"session_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__k: _TypeAlias = _typing.Literal["k"]  # noqa: Y015
     _WhichOneofArgType__k: _TypeAlias = _typing.Literal["_k", b"_k"]  # noqa: Y015

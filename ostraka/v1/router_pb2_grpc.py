@@ -64,6 +64,16 @@ class RouterServiceStub:
                 request_serializer=ostraka_dot_v1_dot_router__pb2.StatusRequest.SerializeToString,
                 response_deserializer=ostraka_dot_v1_dot_router__pb2.StatusResponse.FromString,
                 _registered_method=True)
+        self.ListDocuments = channel.unary_unary(
+                '/ostraka.v1.RouterService/ListDocuments',
+                request_serializer=ostraka_dot_v1_dot_router__pb2.ListDocumentsRequest.SerializeToString,
+                response_deserializer=ostraka_dot_v1_dot_router__pb2.ListDocumentsResponse.FromString,
+                _registered_method=True)
+        self.Export = channel.unary_stream(
+                '/ostraka.v1.RouterService/Export',
+                request_serializer=ostraka_dot_v1_dot_router__pb2.ExportRequest.SerializeToString,
+                response_deserializer=ostraka_dot_v1_dot_router__pb2.ExportedDocument.FromString,
+                _registered_method=True)
 
 
 class RouterServiceServicer:
@@ -105,6 +115,18 @@ class RouterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDocuments(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Export(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RouterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -137,6 +159,16 @@ def add_RouterServiceServicer_to_server(servicer, server):
                     servicer.Status,
                     request_deserializer=ostraka_dot_v1_dot_router__pb2.StatusRequest.FromString,
                     response_serializer=ostraka_dot_v1_dot_router__pb2.StatusResponse.SerializeToString,
+            ),
+            'ListDocuments': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDocuments,
+                    request_deserializer=ostraka_dot_v1_dot_router__pb2.ListDocumentsRequest.FromString,
+                    response_serializer=ostraka_dot_v1_dot_router__pb2.ListDocumentsResponse.SerializeToString,
+            ),
+            'Export': grpc.unary_stream_rpc_method_handler(
+                    servicer.Export,
+                    request_deserializer=ostraka_dot_v1_dot_router__pb2.ExportRequest.FromString,
+                    response_serializer=ostraka_dot_v1_dot_router__pb2.ExportedDocument.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -301,6 +333,60 @@ class RouterService:
             '/ostraka.v1.RouterService/Status',
             ostraka_dot_v1_dot_router__pb2.StatusRequest.SerializeToString,
             ostraka_dot_v1_dot_router__pb2.StatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDocuments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ostraka.v1.RouterService/ListDocuments',
+            ostraka_dot_v1_dot_router__pb2.ListDocumentsRequest.SerializeToString,
+            ostraka_dot_v1_dot_router__pb2.ListDocumentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Export(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ostraka.v1.RouterService/Export',
+            ostraka_dot_v1_dot_router__pb2.ExportRequest.SerializeToString,
+            ostraka_dot_v1_dot_router__pb2.ExportedDocument.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,8 @@ class RouterServiceStub:
     Delete: _grpc.UnaryUnaryMultiCallable[_router_pb2.DeleteRequest, _router_pb2.DeleteResponse]
     Get: _grpc.UnaryUnaryMultiCallable[_router_pb2.GetRequest, _router_pb2.GetResponse]
     Status: _grpc.UnaryUnaryMultiCallable[_router_pb2.StatusRequest, _router_pb2.StatusResponse]
+    ListDocuments: _grpc.UnaryUnaryMultiCallable[_router_pb2.ListDocumentsRequest, _router_pb2.ListDocumentsResponse]
+    Export: _grpc.UnaryStreamMultiCallable[_router_pb2.ExportRequest, _router_pb2.ExportedDocument]
 
 @_typing.type_check_only
 class RouterServiceAsyncStub(RouterServiceStub):
@@ -47,6 +49,8 @@ class RouterServiceAsyncStub(RouterServiceStub):
     Delete: _aio.UnaryUnaryMultiCallable[_router_pb2.DeleteRequest, _router_pb2.DeleteResponse]  # type: ignore[assignment]
     Get: _aio.UnaryUnaryMultiCallable[_router_pb2.GetRequest, _router_pb2.GetResponse]  # type: ignore[assignment]
     Status: _aio.UnaryUnaryMultiCallable[_router_pb2.StatusRequest, _router_pb2.StatusResponse]  # type: ignore[assignment]
+    ListDocuments: _aio.UnaryUnaryMultiCallable[_router_pb2.ListDocumentsRequest, _router_pb2.ListDocumentsResponse]  # type: ignore[assignment]
+    Export: _aio.UnaryStreamMultiCallable[_router_pb2.ExportRequest, _router_pb2.ExportedDocument]  # type: ignore[assignment]
 
 class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -90,5 +94,19 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _router_pb2.StatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_router_pb2.StatusResponse, _abc.Awaitable[_router_pb2.StatusResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListDocuments(
+        self,
+        request: _router_pb2.ListDocumentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.ListDocumentsResponse, _abc.Awaitable[_router_pb2.ListDocumentsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Export(
+        self,
+        request: _router_pb2.ExportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_router_pb2.ExportedDocument], _abc.AsyncIterator[_router_pb2.ExportedDocument]]: ...
 
 def add_RouterServiceServicer_to_server(servicer: RouterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -317,16 +317,22 @@ class SearchQuery(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VECTOR_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """what BM25 searches for; unused in DENSE mode"""
     @_builtins.property
-    def vector(self) -> _passage_pb2.Vector: ...
+    def vector(self) -> _passage_pb2.Vector:
+        """absent in LEXICAL mode"""
+
     def __init__(
         self,
         *,
         vector: _passage_pb2.Vector | None = ...,
+        text: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["vector", b"vector"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["vector", b"vector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text", "vector", b"vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -382,6 +388,8 @@ class SearchShardsRequest(_message.Message):
     EXACT_FIELD_NUMBER: _builtins.int
     INCLUDE_PAYLOAD_FIELD_NUMBER: _builtins.int
     LEG_ROLE_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     collection: _builtins.str
     k: _builtins.int
@@ -392,10 +400,15 @@ class SearchShardsRequest(_message.Message):
     include_payload: _builtins.bool
     leg_role: _builtins.str
     """primary, hedge, retry: for the shard's own span"""
+    mode: _passage_pb2.SearchMode.ValueType
     @_builtins.property
     def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardSearch]: ...
     @_builtins.property
     def queries(self) -> _containers.RepeatedCompositeFieldContainer[Global___SearchQuery]: ...
+    @_builtins.property
+    def filter(self) -> _passage_pb2.Filter:
+        """absent: every live passage"""
+
     def __init__(
         self,
         *,
@@ -408,10 +421,12 @@ class SearchShardsRequest(_message.Message):
         exact: _builtins.bool = ...,
         include_payload: _builtins.bool = ...,
         leg_role: _builtins.str = ...,
+        mode: _passage_pb2.SearchMode.ValueType = ...,
+        filter: _passage_pb2.Filter | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "epoch", b"epoch", "exact", b"exact", "include_payload", b"include_payload", "k", b"k", "leg_role", b"leg_role", "queries", b"queries", "shards", b"shards", "wait_ms", b"wait_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "epoch", b"epoch", "exact", b"exact", "filter", b"filter", "include_payload", b"include_payload", "k", b"k", "leg_role", b"leg_role", "mode", b"mode", "queries", b"queries", "shards", b"shards", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -428,12 +443,14 @@ class ShardHit(_message.Message):
     PAYLOAD_FIELD_NUMBER: _builtins.int
     INDEX_PART_FIELD_NUMBER: _builtins.int
     INDEX_KIND_FIELD_NUMBER: _builtins.int
+    LEXICAL_SCORE_FIELD_NUMBER: _builtins.int
     document_id: _builtins.str
     ordinal: _builtins.int
     score: _builtins.float
     payload: _builtins.bytes
     index_part: _builtins.str
     index_kind: _builtins.str
+    lexical_score: _builtins.float
     @_builtins.property
     def version(self) -> _passage_pb2.Version: ...
     def __init__(
@@ -446,10 +463,11 @@ class ShardHit(_message.Message):
         payload: _builtins.bytes = ...,
         index_part: _builtins.str = ...,
         index_kind: _builtins.str = ...,
+        lexical_score: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["document_id", b"document_id", "index_kind", b"index_kind", "index_part", b"index_part", "ordinal", b"ordinal", "payload", b"payload", "score", b"score", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["document_id", b"document_id", "index_kind", b"index_kind", "index_part", b"index_part", "lexical_score", b"lexical_score", "ordinal", b"ordinal", "payload", b"payload", "score", b"score", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -457,19 +475,28 @@ Global___ShardHit: _TypeAlias = ShardHit  # noqa: Y015
 
 @_typing.final
 class ShardQueryResult(_message.Message):
+    """`hits` by cosine (DENSE, HYBRID, TWO_STAGE), each with its BM25 score in
+    TWO_STAGE; `lexical_hits` by BM25 (LEXICAL, HYBRID). In HYBRID a passage in
+    both lists carries its payload only in the first.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HITS_FIELD_NUMBER: _builtins.int
+    LEXICAL_HITS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hits(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardHit]: ...
+    @_builtins.property
+    def lexical_hits(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardHit]: ...
     def __init__(
         self,
         *,
         hits: _abc.Iterable[Global___ShardHit] | None = ...,
+        lexical_hits: _abc.Iterable[Global___ShardHit] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hits", b"hits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hits", b"hits", "lexical_hits", b"lexical_hits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -492,6 +519,8 @@ class ShardSearchResult(_message.Message):
     SEARCH_US_FIELD_NUMBER: _builtins.int
     HLC_MAX_FIELD_NUMBER: _builtins.int
     WAITED_FIELD_NUMBER: _builtins.int
+    STATISTICS_AGE_MS_FIELD_NUMBER: _builtins.int
+    ROWS_MATCHING_FIELD_NUMBER: _builtins.int
     shard: _builtins.int
     replica: _builtins.str
     status: Global___ReplicaStatus.ValueType
@@ -504,6 +533,10 @@ class ShardSearchResult(_message.Message):
     hlc_max: _builtins.int
     waited: _builtins.bool
     """for arrival or a pull"""
+    statistics_age_ms: _builtins.int
+    """oldest part of the corpus statistics that BM25 used"""
+    rows_matching: _builtins.int
+    """live rows that pass the filter; absent filter: rows_live"""
     @_builtins.property
     def view(self) -> _passage_pb2.GtidSet:
         """applied set of the searched view"""
@@ -528,10 +561,12 @@ class ShardSearchResult(_message.Message):
         search_us: _builtins.int = ...,
         hlc_max: _builtins.int = ...,
         waited: _builtins.bool = ...,
+        statistics_age_ms: _builtins.int = ...,
+        rows_matching: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hlc_max", b"hlc_max", "index_epoch", b"index_epoch", "message", b"message", "queue_wait_us", b"queue_wait_us", "replica", b"replica", "results", b"results", "rows_dead", b"rows_dead", "rows_live", b"rows_live", "search_us", b"search_us", "shard", b"shard", "status", b"status", "view", b"view", "waited", b"waited"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hlc_max", b"hlc_max", "index_epoch", b"index_epoch", "message", b"message", "queue_wait_us", b"queue_wait_us", "replica", b"replica", "results", b"results", "rows_dead", b"rows_dead", "rows_live", b"rows_live", "rows_matching", b"rows_matching", "search_us", b"search_us", "shard", b"shard", "statistics_age_ms", b"statistics_age_ms", "status", b"status", "view", b"view", "waited", b"waited"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -852,6 +887,437 @@ class GossipResponse(_message.Message):
 Global___GossipResponse: _TypeAlias = GossipResponse  # noqa: Y015
 
 @_typing.final
+class ListShardDocumentsRequest(_message.Message):
+    """Documents by id, for listing, exporting and deleting by a condition."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    REQUIRE_FIELD_NUMBER: _builtins.int
+    HOLDERS_FIELD_NUMBER: _builtins.int
+    WAIT_MS_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    AFTER_DOCUMENT_ID_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    INCLUDE_PASSAGES_FIELD_NUMBER: _builtins.int
+    INCLUDE_VECTORS_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    collection: _builtins.str
+    shard: _builtins.int
+    wait_ms: _builtins.int
+    after_document_id: _builtins.str
+    """exclusive, in the order of UTF-8 bytes"""
+    limit: _builtins.int
+    include_passages: _builtins.bool
+    include_vectors: _builtins.bool
+    @_builtins.property
+    def require(self) -> _passage_pb2.GtidSet: ...
+    @_builtins.property
+    def holders(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def filter(self) -> _passage_pb2.Filter:
+        """a document matches when any of its passages does"""
+
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        collection: _builtins.str = ...,
+        shard: _builtins.int = ...,
+        require: _passage_pb2.GtidSet | None = ...,
+        holders: _abc.Iterable[_builtins.str] | None = ...,
+        wait_ms: _builtins.int = ...,
+        filter: _passage_pb2.Filter | None = ...,
+        after_document_id: _builtins.str = ...,
+        limit: _builtins.int = ...,
+        include_passages: _builtins.bool = ...,
+        include_vectors: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "require", b"require"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_document_id", b"after_document_id", "collection", b"collection", "epoch", b"epoch", "filter", b"filter", "holders", b"holders", "include_passages", b"include_passages", "include_vectors", b"include_vectors", "limit", b"limit", "require", b"require", "shard", b"shard", "wait_ms", b"wait_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListShardDocumentsRequest: _TypeAlias = ListShardDocumentsRequest  # noqa: Y015
+
+@_typing.final
+class ListShardDocumentsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    REPLICA_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    INDEX_EPOCH_FIELD_NUMBER: _builtins.int
+    status: Global___ReplicaStatus.ValueType
+    replica: _builtins.str
+    more: _builtins.bool
+    """the shard has further matching documents after the last"""
+    message: _builtins.str
+    index_epoch: _builtins.str
+    @_builtins.property
+    def view(self) -> _passage_pb2.GtidSet: ...
+    @_builtins.property
+    def documents(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListedDocument]:
+        """ascending by id"""
+
+    def __init__(
+        self,
+        *,
+        status: Global___ReplicaStatus.ValueType = ...,
+        replica: _builtins.str = ...,
+        view: _passage_pb2.GtidSet | None = ...,
+        documents: _abc.Iterable[Global___ListedDocument] | None = ...,
+        more: _builtins.bool = ...,
+        message: _builtins.str = ...,
+        index_epoch: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["view", b"view"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "index_epoch", b"index_epoch", "message", b"message", "more", b"more", "replica", b"replica", "status", b"status", "view", b"view"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListShardDocumentsResponse: _TypeAlias = ListShardDocumentsResponse  # noqa: Y015
+
+@_typing.final
+class ListedDocument(_message.Message):
+    """One live document; its passages only when asked for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _passage_pb2.MetadataValue: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _passage_pb2.MetadataValue | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    HEAD_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    PASSAGES_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    @_builtins.property
+    def head(self) -> Global___HeadRow: ...
+    @_builtins.property
+    def metadata(self) -> _containers.MessageMap[_builtins.str, _passage_pb2.MetadataValue]:
+        """of its first passage"""
+
+    @_builtins.property
+    def passages(self) -> _containers.RepeatedCompositeFieldContainer[Global___PassageRow]: ...
+    def __init__(
+        self,
+        *,
+        head: Global___HeadRow | None = ...,
+        source: _builtins.str = ...,
+        metadata: _abc.Mapping[_builtins.str, _passage_pb2.MetadataValue] | None = ...,
+        passages: _abc.Iterable[Global___PassageRow] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["head", b"head"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "metadata", b"metadata", "passages", b"passages", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListedDocument: _TypeAlias = ListedDocument  # noqa: Y015
+
+@_typing.final
+class CodecRecord(_message.Message):
+    """A trained codec of a collection: generations are ordered by number, then by
+    sha256, and the greatest wins everywhere.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    FACTORY_FIELD_NUMBER: _builtins.int
+    TRAINED_ROWS_FIELD_NUMBER: _builtins.int
+    BASIS_ROWS_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    """from 1"""
+    sha256: _builtins.bytes
+    """of the codec's bytes"""
+    factory: _builtins.str
+    """FAISS factory string"""
+    trained_rows: _builtins.int
+    basis_rows: _builtins.int
+    """live rows of the collection when it was trained"""
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        sha256: _builtins.bytes = ...,
+        factory: _builtins.str = ...,
+        trained_rows: _builtins.int = ...,
+        basis_rows: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis_rows", b"basis_rows", "factory", b"factory", "generation", b"generation", "sha256", b"sha256", "trained_rows", b"trained_rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CodecRecord: _TypeAlias = CodecRecord  # noqa: Y015
+
+@_typing.final
+class GetCodecRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    HAVE_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    @_builtins.property
+    def have(self) -> Global___CodecRecord:
+        """absent: none"""
+
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        have: Global___CodecRecord | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["have", b"have"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "have", b"have"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCodecRequest: _TypeAlias = GetCodecRequest  # noqa: Y015
+
+@_typing.final
+class CodecChunk(_message.Message):
+    """First message: the record, without one when the node knows none or nothing
+    greater than `have`. Then the bytes, in order.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORD_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    @_builtins.property
+    def record(self) -> Global___CodecRecord: ...
+    def __init__(
+        self,
+        *,
+        record: Global___CodecRecord | None = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "record", b"record"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CodecChunk: _TypeAlias = CodecChunk  # noqa: Y015
+
+@_typing.final
+class SampleVectorsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    shard: _builtins.int
+    rows: _builtins.int
+    """at most this many, drawn evenly from the live rows"""
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        shard: _builtins.int = ...,
+        rows: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "rows", b"rows", "shard", b"shard"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SampleVectorsRequest: _TypeAlias = SampleVectorsRequest  # noqa: Y015
+
+@_typing.final
+class SampleVectorsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_LIVE_FIELD_NUMBER: _builtins.int
+    VECTORS_F16_FIELD_NUMBER: _builtins.int
+    rows_live: _builtins.int
+    vectors_f16: _builtins.bytes
+    """whole rows, little-endian float16"""
+    def __init__(
+        self,
+        *,
+        rows_live: _builtins.int = ...,
+        vectors_f16: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows_live", b"rows_live", "vectors_f16", b"vectors_f16"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SampleVectorsResponse: _TypeAlias = SampleVectorsResponse  # noqa: Y015
+
+@_typing.final
+class StatisticsRequest(_message.Message):
+    """What BM25 needs to know of one shard. Terms are hashes of analysed tokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    HAVE_STAMP_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    shard: _builtins.int
+    have_stamp: _builtins.str
+    """of the statistics already held; equal: an empty answer"""
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        shard: _builtins.int = ...,
+        have_stamp: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "have_stamp", b"have_stamp", "shard", b"shard"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StatisticsRequest: _TypeAlias = StatisticsRequest  # noqa: Y015
+
+@_typing.final
+class StatisticsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STAMP_FIELD_NUMBER: _builtins.int
+    ANALYZER_FIELD_NUMBER: _builtins.int
+    PASSAGES_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
+    DOCUMENT_FREQUENCIES_FIELD_NUMBER: _builtins.int
+    stamp: _builtins.str
+    analyzer: _builtins.str
+    passages: _builtins.int
+    tokens: _builtins.int
+    @_builtins.property
+    def terms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def document_frequencies(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """parallel to `terms`"""
+
+    def __init__(
+        self,
+        *,
+        stamp: _builtins.str = ...,
+        analyzer: _builtins.str = ...,
+        passages: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+        terms: _abc.Iterable[_builtins.int] | None = ...,
+        document_frequencies: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["analyzer", b"analyzer", "document_frequencies", b"document_frequencies", "passages", b"passages", "stamp", b"stamp", "terms", b"terms", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StatisticsResponse: _TypeAlias = StatisticsResponse  # noqa: Y015
+
+@_typing.final
+class SnapshotShardRequest(_message.Message):
+    """Writes a snapshot of this node's replica of one shard."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    shard: _builtins.int
+    destination: _builtins.str
+    """a directory, or s3://bucket/prefix"""
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        shard: _builtins.int = ...,
+        destination: _builtins.str = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "destination", b"destination", "name", b"name", "shard", b"shard"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotShardRequest: _TypeAlias = SnapshotShardRequest  # noqa: Y015
+
+@_typing.final
+class SnapshotShardResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLICA_FIELD_NUMBER: _builtins.int
+    APPLIED_FIELD_NUMBER: _builtins.int
+    ROWS_LIVE_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    MANIFEST_FIELD_NUMBER: _builtins.int
+    MANIFEST_SHA256_FIELD_NUMBER: _builtins.int
+    replica: _builtins.str
+    rows_live: _builtins.int
+    files: _builtins.int
+    bytes: _builtins.int
+    manifest: _builtins.str
+    """key of the manifest, relative to the destination"""
+    manifest_sha256: _builtins.bytes
+    @_builtins.property
+    def applied(self) -> _passage_pb2.GtidSet: ...
+    def __init__(
+        self,
+        *,
+        replica: _builtins.str = ...,
+        applied: _passage_pb2.GtidSet | None = ...,
+        rows_live: _builtins.int = ...,
+        files: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        manifest: _builtins.str = ...,
+        manifest_sha256: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "bytes", b"bytes", "files", b"files", "manifest", b"manifest", "manifest_sha256", b"manifest_sha256", "replica", b"replica", "rows_live", b"rows_live"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotShardResponse: _TypeAlias = SnapshotShardResponse  # noqa: Y015
+
+@_typing.final
 class NodeStatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -875,11 +1341,20 @@ class SegmentStatus(_message.Message):
     ROWS_FIELD_NUMBER: _builtins.int
     ROWS_LIVE_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
+    CODEC_FIELD_NUMBER: _builtins.int
+    LIST_IMBALANCE_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     index_kind: _builtins.str
     rows: _builtins.int
     rows_live: _builtins.int
     bytes: _builtins.int
+    codec: _builtins.str
+    """generation's short name"""
+    list_imbalance: _builtins.float
+    """mean squared list length / squared mean; 1 is even"""
+    recall: _builtins.float
+    """measured when the segment was built"""
     def __init__(
         self,
         *,
@@ -888,14 +1363,101 @@ class SegmentStatus(_message.Message):
         rows: _builtins.int = ...,
         rows_live: _builtins.int = ...,
         bytes: _builtins.int = ...,
+        codec: _builtins.str = ...,
+        list_imbalance: _builtins.float = ...,
+        recall: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "index_kind", b"index_kind", "name", b"name", "rows", b"rows", "rows_live", b"rows_live"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "codec", b"codec", "index_kind", b"index_kind", "list_imbalance", b"list_imbalance", "name", b"name", "recall", b"recall", "rows", b"rows", "rows_live", b"rows_live"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SegmentStatus: _TypeAlias = SegmentStatus  # noqa: Y015
+
+@_typing.final
+class MemoryPart(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PART_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    MAPPED_FIELD_NUMBER: _builtins.int
+    part: _builtins.str
+    """delta, index, alive, lexical delta, statistics, database caches, filters"""
+    bytes: _builtins.int
+    mapped: _builtins.bool
+    """backed by a file, given back under pressure"""
+    def __init__(
+        self,
+        *,
+        part: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+        mapped: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "mapped", b"mapped", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemoryPart: _TypeAlias = MemoryPart  # noqa: Y015
+
+@_typing.final
+class IndexHealth(_message.Message):
+    """What a replica measures about itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECALL_CANARY_FIELD_NUMBER: _builtins.int
+    CANARY_QUERIES_FIELD_NUMBER: _builtins.int
+    CANARY_AGE_MS_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_ERROR_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_ERROR_BASIS_FIELD_NUMBER: _builtins.int
+    CODEC_FIELD_NUMBER: _builtins.int
+    SCRUBBED_AGE_MS_FIELD_NUMBER: _builtins.int
+    DAMAGE_FOUND_FIELD_NUMBER: _builtins.int
+    BUILDS_FIELD_NUMBER: _builtins.int
+    BUILDING_FIELD_NUMBER: _builtins.int
+    recall_canary: _builtins.float
+    """mean recall@k of live queries re-run exactly"""
+    canary_queries: _builtins.int
+    """how many that mean is over"""
+    canary_age_ms: _builtins.int
+    quantization_error: _builtins.float
+    """mean squared residual of recent rows"""
+    quantization_error_basis: _builtins.float
+    """the same when the codec was trained"""
+    scrubbed_age_ms: _builtins.int
+    """since the last complete check of rows and files"""
+    damage_found: _builtins.int
+    """rows and files found damaged since the start"""
+    builds: _builtins.int
+    """segments built since the start"""
+    building: _builtins.str
+    """what is being built now"""
+    @_builtins.property
+    def codec(self) -> Global___CodecRecord: ...
+    def __init__(
+        self,
+        *,
+        recall_canary: _builtins.float = ...,
+        canary_queries: _builtins.int = ...,
+        canary_age_ms: _builtins.int = ...,
+        quantization_error: _builtins.float = ...,
+        quantization_error_basis: _builtins.float = ...,
+        codec: Global___CodecRecord | None = ...,
+        scrubbed_age_ms: _builtins.int = ...,
+        damage_found: _builtins.int = ...,
+        builds: _builtins.int = ...,
+        building: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["building", b"building", "builds", b"builds", "canary_age_ms", b"canary_age_ms", "canary_queries", b"canary_queries", "codec", b"codec", "damage_found", b"damage_found", "quantization_error", b"quantization_error", "quantization_error_basis", b"quantization_error_basis", "recall_canary", b"recall_canary", "scrubbed_age_ms", b"scrubbed_age_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IndexHealth: _TypeAlias = IndexHealth  # noqa: Y015
 
 @_typing.final
 class ReplicaState(_message.Message):
@@ -916,6 +1478,9 @@ class ReplicaState(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     HLC_MAX_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
+    LEXICAL_STATISTICS_AGE_MS_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     shard: _builtins.int
     replica: _builtins.str
@@ -930,10 +1495,15 @@ class ReplicaState(_message.Message):
     digest: _builtins.bytes
     hlc_max: _builtins.int
     message: _builtins.str
+    lexical_statistics_age_ms: _builtins.int
     @_builtins.property
     def applied(self) -> _passage_pb2.GtidSet: ...
     @_builtins.property
     def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___SegmentStatus]: ...
+    @_builtins.property
+    def memory(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemoryPart]: ...
+    @_builtins.property
+    def health(self) -> Global___IndexHealth: ...
     def __init__(
         self,
         *,
@@ -952,10 +1522,13 @@ class ReplicaState(_message.Message):
         digest: _builtins.bytes = ...,
         hlc_max: _builtins.int = ...,
         message: _builtins.str = ...,
+        memory: _abc.Iterable[Global___MemoryPart] | None = ...,
+        health: Global___IndexHealth | None = ...,
+        lexical_statistics_age_ms: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "health", b"health"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "collection", b"collection", "delta_rows", b"delta_rows", "digest", b"digest", "documents_live", b"documents_live", "epoch", b"epoch", "hlc_max", b"hlc_max", "index_epoch", b"index_epoch", "message", b"message", "replica", b"replica", "rows_dead", b"rows_dead", "rows_live", b"rows_live", "segments", b"segments", "shard", b"shard", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "collection", b"collection", "delta_rows", b"delta_rows", "digest", b"digest", "documents_live", b"documents_live", "epoch", b"epoch", "health", b"health", "hlc_max", b"hlc_max", "index_epoch", b"index_epoch", "lexical_statistics_age_ms", b"lexical_statistics_age_ms", "memory", b"memory", "message", b"message", "replica", b"replica", "rows_dead", b"rows_dead", "rows_live", b"rows_live", "segments", b"segments", "shard", b"shard", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -69,6 +69,31 @@ class ShardServiceStub:
                 request_serializer=ostraka_dot_v1_dot_shard__pb2.NodeStatusRequest.SerializeToString,
                 response_deserializer=ostraka_dot_v1_dot_shard__pb2.NodeStatusResponse.FromString,
                 _registered_method=True)
+        self.ListDocuments = channel.unary_unary(
+                '/ostraka.v1.ShardService/ListDocuments',
+                request_serializer=ostraka_dot_v1_dot_shard__pb2.ListShardDocumentsRequest.SerializeToString,
+                response_deserializer=ostraka_dot_v1_dot_shard__pb2.ListShardDocumentsResponse.FromString,
+                _registered_method=True)
+        self.GetCodec = channel.unary_stream(
+                '/ostraka.v1.ShardService/GetCodec',
+                request_serializer=ostraka_dot_v1_dot_shard__pb2.GetCodecRequest.SerializeToString,
+                response_deserializer=ostraka_dot_v1_dot_shard__pb2.CodecChunk.FromString,
+                _registered_method=True)
+        self.SampleVectors = channel.unary_stream(
+                '/ostraka.v1.ShardService/SampleVectors',
+                request_serializer=ostraka_dot_v1_dot_shard__pb2.SampleVectorsRequest.SerializeToString,
+                response_deserializer=ostraka_dot_v1_dot_shard__pb2.SampleVectorsResponse.FromString,
+                _registered_method=True)
+        self.Statistics = channel.unary_stream(
+                '/ostraka.v1.ShardService/Statistics',
+                request_serializer=ostraka_dot_v1_dot_shard__pb2.StatisticsRequest.SerializeToString,
+                response_deserializer=ostraka_dot_v1_dot_shard__pb2.StatisticsResponse.FromString,
+                _registered_method=True)
+        self.SnapshotShard = channel.unary_unary(
+                '/ostraka.v1.ShardService/SnapshotShard',
+                request_serializer=ostraka_dot_v1_dot_shard__pb2.SnapshotShardRequest.SerializeToString,
+                response_deserializer=ostraka_dot_v1_dot_shard__pb2.SnapshotShardResponse.FromString,
+                _registered_method=True)
 
 
 class ShardServiceServicer:
@@ -116,6 +141,36 @@ class ShardServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDocuments(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCodec(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SampleVectors(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Statistics(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SnapshotShard(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ShardServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -153,6 +208,31 @@ def add_ShardServiceServicer_to_server(servicer, server):
                     servicer.NodeStatus,
                     request_deserializer=ostraka_dot_v1_dot_shard__pb2.NodeStatusRequest.FromString,
                     response_serializer=ostraka_dot_v1_dot_shard__pb2.NodeStatusResponse.SerializeToString,
+            ),
+            'ListDocuments': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDocuments,
+                    request_deserializer=ostraka_dot_v1_dot_shard__pb2.ListShardDocumentsRequest.FromString,
+                    response_serializer=ostraka_dot_v1_dot_shard__pb2.ListShardDocumentsResponse.SerializeToString,
+            ),
+            'GetCodec': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetCodec,
+                    request_deserializer=ostraka_dot_v1_dot_shard__pb2.GetCodecRequest.FromString,
+                    response_serializer=ostraka_dot_v1_dot_shard__pb2.CodecChunk.SerializeToString,
+            ),
+            'SampleVectors': grpc.unary_stream_rpc_method_handler(
+                    servicer.SampleVectors,
+                    request_deserializer=ostraka_dot_v1_dot_shard__pb2.SampleVectorsRequest.FromString,
+                    response_serializer=ostraka_dot_v1_dot_shard__pb2.SampleVectorsResponse.SerializeToString,
+            ),
+            'Statistics': grpc.unary_stream_rpc_method_handler(
+                    servicer.Statistics,
+                    request_deserializer=ostraka_dot_v1_dot_shard__pb2.StatisticsRequest.FromString,
+                    response_serializer=ostraka_dot_v1_dot_shard__pb2.StatisticsResponse.SerializeToString,
+            ),
+            'SnapshotShard': grpc.unary_unary_rpc_method_handler(
+                    servicer.SnapshotShard,
+                    request_deserializer=ostraka_dot_v1_dot_shard__pb2.SnapshotShardRequest.FromString,
+                    response_serializer=ostraka_dot_v1_dot_shard__pb2.SnapshotShardResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -344,6 +424,141 @@ class ShardService:
             '/ostraka.v1.ShardService/NodeStatus',
             ostraka_dot_v1_dot_shard__pb2.NodeStatusRequest.SerializeToString,
             ostraka_dot_v1_dot_shard__pb2.NodeStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDocuments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ostraka.v1.ShardService/ListDocuments',
+            ostraka_dot_v1_dot_shard__pb2.ListShardDocumentsRequest.SerializeToString,
+            ostraka_dot_v1_dot_shard__pb2.ListShardDocumentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCodec(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ostraka.v1.ShardService/GetCodec',
+            ostraka_dot_v1_dot_shard__pb2.GetCodecRequest.SerializeToString,
+            ostraka_dot_v1_dot_shard__pb2.CodecChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SampleVectors(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ostraka.v1.ShardService/SampleVectors',
+            ostraka_dot_v1_dot_shard__pb2.SampleVectorsRequest.SerializeToString,
+            ostraka_dot_v1_dot_shard__pb2.SampleVectorsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Statistics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ostraka.v1.ShardService/Statistics',
+            ostraka_dot_v1_dot_shard__pb2.StatisticsRequest.SerializeToString,
+            ostraka_dot_v1_dot_shard__pb2.StatisticsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SnapshotShard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ostraka.v1.ShardService/SnapshotShard',
+            ostraka_dot_v1_dot_shard__pb2.SnapshotShardRequest.SerializeToString,
+            ostraka_dot_v1_dot_shard__pb2.SnapshotShardResponse.FromString,
             options,
             channel_credentials,
             insecure,

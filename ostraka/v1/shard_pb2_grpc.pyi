@@ -40,6 +40,11 @@ class ShardServiceStub:
     Pull: _grpc.UnaryStreamMultiCallable[_shard_pb2.PullRequest, _shard_pb2.PullResponse]
     Gossip: _grpc.UnaryUnaryMultiCallable[_shard_pb2.GossipRequest, _shard_pb2.GossipResponse]
     NodeStatus: _grpc.UnaryUnaryMultiCallable[_shard_pb2.NodeStatusRequest, _shard_pb2.NodeStatusResponse]
+    ListDocuments: _grpc.UnaryUnaryMultiCallable[_shard_pb2.ListShardDocumentsRequest, _shard_pb2.ListShardDocumentsResponse]
+    GetCodec: _grpc.UnaryStreamMultiCallable[_shard_pb2.GetCodecRequest, _shard_pb2.CodecChunk]
+    SampleVectors: _grpc.UnaryStreamMultiCallable[_shard_pb2.SampleVectorsRequest, _shard_pb2.SampleVectorsResponse]
+    Statistics: _grpc.UnaryStreamMultiCallable[_shard_pb2.StatisticsRequest, _shard_pb2.StatisticsResponse]
+    SnapshotShard: _grpc.UnaryUnaryMultiCallable[_shard_pb2.SnapshotShardRequest, _shard_pb2.SnapshotShardResponse]
 
 @_typing.type_check_only
 class ShardServiceAsyncStub(ShardServiceStub):
@@ -51,6 +56,11 @@ class ShardServiceAsyncStub(ShardServiceStub):
     Pull: _aio.UnaryStreamMultiCallable[_shard_pb2.PullRequest, _shard_pb2.PullResponse]  # type: ignore[assignment]
     Gossip: _aio.UnaryUnaryMultiCallable[_shard_pb2.GossipRequest, _shard_pb2.GossipResponse]  # type: ignore[assignment]
     NodeStatus: _aio.UnaryUnaryMultiCallable[_shard_pb2.NodeStatusRequest, _shard_pb2.NodeStatusResponse]  # type: ignore[assignment]
+    ListDocuments: _aio.UnaryUnaryMultiCallable[_shard_pb2.ListShardDocumentsRequest, _shard_pb2.ListShardDocumentsResponse]  # type: ignore[assignment]
+    GetCodec: _aio.UnaryStreamMultiCallable[_shard_pb2.GetCodecRequest, _shard_pb2.CodecChunk]  # type: ignore[assignment]
+    SampleVectors: _aio.UnaryStreamMultiCallable[_shard_pb2.SampleVectorsRequest, _shard_pb2.SampleVectorsResponse]  # type: ignore[assignment]
+    Statistics: _aio.UnaryStreamMultiCallable[_shard_pb2.StatisticsRequest, _shard_pb2.StatisticsResponse]  # type: ignore[assignment]
+    SnapshotShard: _aio.UnaryUnaryMultiCallable[_shard_pb2.SnapshotShardRequest, _shard_pb2.SnapshotShardResponse]  # type: ignore[assignment]
 
 class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -101,5 +111,40 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _shard_pb2.NodeStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_shard_pb2.NodeStatusResponse, _abc.Awaitable[_shard_pb2.NodeStatusResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListDocuments(
+        self,
+        request: _shard_pb2.ListShardDocumentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.ListShardDocumentsResponse, _abc.Awaitable[_shard_pb2.ListShardDocumentsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetCodec(
+        self,
+        request: _shard_pb2.GetCodecRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_shard_pb2.CodecChunk], _abc.AsyncIterator[_shard_pb2.CodecChunk]]: ...
+
+    @_abc_1.abstractmethod
+    def SampleVectors(
+        self,
+        request: _shard_pb2.SampleVectorsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_shard_pb2.SampleVectorsResponse], _abc.AsyncIterator[_shard_pb2.SampleVectorsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Statistics(
+        self,
+        request: _shard_pb2.StatisticsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_shard_pb2.StatisticsResponse], _abc.AsyncIterator[_shard_pb2.StatisticsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def SnapshotShard(
+        self,
+        request: _shard_pb2.SnapshotShardRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.SnapshotShardResponse, _abc.Awaitable[_shard_pb2.SnapshotShardResponse]]: ...
 
 def add_ShardServiceServicer_to_server(servicer: ShardServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -20,14 +20,17 @@ ALLOWED: Mapping[str, frozenset[Role]] = MappingProxyType(
         **_methods(f"{_PACKAGE}.EmbedService", ("Embed", "DescribeModel"), Role.ROUTER, Role.ADMIN),
         **_methods(
             f"{_PACKAGE}.ShardService",
-            ("Summary", "Write", "Search", "GetDocuments", "NodeStatus"),
+            ("Summary", "Write", "Search", "GetDocuments", "ListDocuments", "NodeStatus"),
             Role.ROUTER,
             Role.ADMIN,
         ),
-        **_methods(f"{_PACKAGE}.ShardService", ("Pull", "Gossip"), Role.SHARD),
+        **_methods(
+            f"{_PACKAGE}.ShardService", ("Pull", "Gossip", "GetCodec", "SampleVectors", "Statistics"), Role.SHARD
+        ),
+        **_methods(f"{_PACKAGE}.ShardService", ("SnapshotShard",), Role.ADMIN),
         **_methods(
             f"{_PACKAGE}.RouterService",
-            ("Ask", "Search", "Upsert", "Delete", "Get", "Status"),
+            ("Ask", "Search", "Upsert", "Delete", "Get", "Status", "ListDocuments", "Export"),
             Role.CLIENT,
             Role.ADMIN,
         ),
