@@ -601,7 +601,12 @@ class Query(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     VECTOR_FIELD_NUMBER: _builtins.int
+    LEXICAL_TEXT_FIELD_NUMBER: _builtins.int
     text: _builtins.str
+    lexical_text: _builtins.str
+    """What BM25 searches for: needed beside a vector in HYBRID and TWO_STAGE,
+    the text itself where absent, refused in DENSE.
+    """
     @_builtins.property
     def vector(self) -> _passage_pb2.Vector: ...
     def __init__(
@@ -609,10 +614,11 @@ class Query(_message.Message):
         *,
         text: _builtins.str = ...,
         vector: _passage_pb2.Vector | None = ...,
+        lexical_text: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "text", b"text", "vector", b"vector"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "text", b"text", "vector", b"vector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "lexical_text", b"lexical_text", "text", b"text", "vector", b"vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "vector"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
