@@ -1054,6 +1054,8 @@ class CodecRecord(_message.Message):
     FACTORY_FIELD_NUMBER: _builtins.int
     TRAINED_ROWS_FIELD_NUMBER: _builtins.int
     BASIS_ROWS_FIELD_NUMBER: _builtins.int
+    ERROR_BASIS_FIELD_NUMBER: _builtins.int
+    IMBALANCE_BASIS_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     """from 1"""
     sha256: _builtins.bytes
@@ -1063,6 +1065,10 @@ class CodecRecord(_message.Message):
     trained_rows: _builtins.int
     basis_rows: _builtins.int
     """live rows of the collection when it was trained"""
+    error_basis: _builtins.float
+    """mean squared residual of rows held out of training"""
+    imbalance_basis: _builtins.float
+    """list imbalance of the same rows"""
     def __init__(
         self,
         *,
@@ -1071,10 +1077,12 @@ class CodecRecord(_message.Message):
         factory: _builtins.str = ...,
         trained_rows: _builtins.int = ...,
         basis_rows: _builtins.int = ...,
+        error_basis: _builtins.float = ...,
+        imbalance_basis: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis_rows", b"basis_rows", "factory", b"factory", "generation", b"generation", "sha256", b"sha256", "trained_rows", b"trained_rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis_rows", b"basis_rows", "error_basis", b"error_basis", "factory", b"factory", "generation", b"generation", "imbalance_basis", b"imbalance_basis", "sha256", b"sha256", "trained_rows", b"trained_rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
