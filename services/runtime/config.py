@@ -104,6 +104,7 @@ _SHARES = frozenset({"sample_ratio", "relevance_min", "recall_target"})
 """Keys whose values are shares, 0 to 1."""
 _ZERO_ALLOWED = frozenset(
     {
+        "metrics_port",
         "threads",
         "search_threads",
         "temperature",

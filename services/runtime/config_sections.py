@@ -40,6 +40,9 @@ class TelemetryConfig:
     include_text: bool = False
     """Put passage texts into spans. Off: ids, digests and scores only."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    metrics_port: int = 0
+    """First port of the Prometheus scrape endpoints, on 127.0.0.1 only: each process takes the next one, in the
+    order embed, router, generator, nodes by name. 0: none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

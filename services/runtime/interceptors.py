@@ -17,7 +17,7 @@ from typing import Any
 
 import grpc
 
-from observability import logs, spans
+from observability import logs, metrics, names, spans
 from observability.call_interceptor import CallInterceptor, Proceed, ServicerContext
 from observability.rpc import TracingServerInterceptor, served_code
 from services.runtime import deadline as deadlines
@@ -56,7 +56,7 @@ def interceptors(mesh: MeshConfig, clock: Clock = SYSTEM_CLOCK) -> Sequence[grpc
 
 
 class AccessLogInterceptor(CallInterceptor):
-    """One line per finished call: method, caller's role, status, milliseconds, trace id."""
+    """One line and one duration per finished call: method, caller's role, status, time, trace id."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
@@ -77,7 +77,9 @@ class AccessLogInterceptor(CallInterceptor):
             raise
         finally:
             roles = ",".join(sorted(caller_roles(context))) or "none"
-            logs.access(method, roles, code.name, (self._clock.monotonic_s() - begun_s) * 1_000, context.peer())
+            took_s = self._clock.monotonic_s() - begun_s
+            logs.access(method, roles, code.name, took_s * 1_000, context.peer())
+            metrics.record(metrics.RPC_DURATION, took_s, {names.RPC_METHOD: method, names.RPC_STATUS_CODE: code.name})
 
 
 class ErrorInterceptor(CallInterceptor):

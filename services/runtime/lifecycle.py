@@ -20,8 +20,9 @@ from typing import NoReturn
 
 import uvloop
 
-from observability import logs, tracing
+from observability import logs, metrics, metrics_export, tracing
 from observability.logs import LogSettings
+from observability.metrics_export import MetricsSettings
 from observability.tracing import TracingSettings
 from services.runtime.config import Config, ConfigError, load
 from services.runtime.errors import StartError
@@ -147,6 +148,7 @@ def run_process(service_name: str, instance: str, main: Main, argv: Sequence[str
         sys.stderr.write(f"{error}\n")
         return 1
     finally:
+        metrics_export.shutdown()
         tracing.shutdown()
         logs.shutdown()
 
@@ -252,3 +254,25 @@ def _configure_telemetry(config: Config, service_name: str, seat: Seat) -> None:
             queue_spans_max=telemetry.queue_spans_max,
         )
     )
+    metrics_export.configure(
+        MetricsSettings(
+            service_name=service_name,
+            instance=seat.instance,
+            version=version("ostraka"),
+            scrape_port=scrape_port(config, service_name, seat),
+            otlp_endpoint=telemetry.otlp_endpoint,
+        )
+    )
+    metrics.observe(metrics.SPANS_DROPPED, lambda: [(tracing.spans_dropped(), {})])
+
+
+def scrape_port(config: Config, service_name: str, seat: Seat) -> int:
+    """Where this process answers scrapes; 0: nowhere."""
+    first = config.telemetry.metrics_port
+    if not first:
+        return 0
+    services = (("embed", config.embed), ("router", config.router), ("generator", config.generator))
+    seats = [(name, index) for name, section in services for index in range(len(section.addresses))]
+    if service_name == "shard":
+        return first + len(seats) + sorted(config.nodes).index(seat.node)
+    return first + seats.index((service_name, seat.index))

@@ -34,7 +34,7 @@ SINGLE_IMPORTERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "faiss": (ROOMS, ("services/shard/faiss_index.py", "benchmarks/")),
     "apsw": (ROOMS, ("services/shard/store.py",)),
     "sqlite3": (ROOMS, ()),
-    "opentelemetry.sdk": (ROOMS, ("observability/tracing.py",)),
+    "opentelemetry.sdk": (ROOMS, ("observability/tracing.py", "observability/metrics_export.py")),
     "time": (("services",), ("services/runtime/clock.py",)),
     "random": (("services/quorum",), ()),
     "pickle": (ROOMS, ()),
