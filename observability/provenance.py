@@ -72,10 +72,13 @@ def entry(p: pb.Provenance) -> dict[str, Any]:
     """One passage as it stands in the attribute."""
     return {
         "id": p.passage_id,
-        "score": _score(p.dense_score),
+        "score": _score(p.score),
         "metadata": {
             "rank": p.rank,
+            "dense_score": _score(p.dense_score),
             "dense_rank": p.dense_rank,
+            "lexical_score": _score(p.lexical_score),
+            "lexical_rank": p.lexical_rank,
             "source": p.source,
             "version": version_text(p.version),
             "shard": p.shard,

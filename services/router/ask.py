@@ -10,6 +10,8 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from opentelemetry.trace import Span, SpanKind
 
 from observability import names, spans
@@ -18,9 +20,9 @@ from ostraka.v1 import generator_pb2, passage_pb2, router_pb2
 from services.router import budget
 from services.router.embedder import Embedder
 from services.router.generation import Generation
-from services.router.merge import relevant
 from services.router.read_request import AskPlan
-from services.router.retrieval import Retrieval, Retrieved, retrieval_span
+from services.router.relevance import relevant
+from services.router.retrieval import Retrieval, Retrieved, Wanted, retrieval_span
 from services.runtime.config import Config
 from services.runtime.deadline import Deadline
 from services.runtime.errors import Internal
@@ -48,15 +50,18 @@ class Asking:
         # The call's own span is current only while its task runs; keep it for the parts that follow.
         server, trace_id = spans.current_span(), spans.current_trace_id()
         collection = plan.reading.collection
-        vectors = await self._embedder.queries(collection, [plan.question], deadline.share(budget.EMBED_SHARE), server)
-        span = retrieval_span(plan.reading, plan.k, server)
+        vectors: Sequence[NDArray[np.float32] | None] = [None]
+        if plan.ranking.needs_vector:
+            vectors = await self._embedder.queries(
+                collection, [plan.question], deadline.share(budget.EMBED_SHARE), server
+            )
+        words = plan.question if plan.ranking.needs_text else ""
+        span = retrieval_span(plan.reading, plan.ranking, server)
         provenances: list[passage_pb2.Provenance] = []
         try:
             found = await self._retrieval.search(
                 plan.reading,
-                vectors,
-                plan.k,
-                exact=False,
+                Wanted(vectors, [words], plan.ranking, filter=plan.filter),
                 model=self._embedder.model_of(collection),
                 deadline=deadline.share(budget.ASK_RETRIEVAL_SHARE),
                 span=span,
@@ -97,9 +102,8 @@ class Asking:
             },
             server,
         )
-        scores = [hit.provenance.dense_score for hit in hits]
-        chosen = relevant(scores, self._config.router.relevance_min)
-        passages = [(hits[index].passage, scores[index]) for index in chosen]
+        chosen = relevant(hits, plan.ranking.mode, self._config.router.relevance_min)
+        passages = [(hit.passage, hit.provenance.score) for hit in chosen]
         prompt = generator_pb2.PromptInfo()
         generated: generator_pb2.Generated | None = None
         try:

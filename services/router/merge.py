@@ -7,8 +7,9 @@ that a result never mixes passages of two versions (C7 in quorum.md).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import attrgetter
+from typing import Any, Protocol, TypeVar
 
 
 class VersionLike(Protocol):
@@ -34,28 +35,45 @@ class HitLike(Protocol):
 
 
 H = TypeVar("H", bound=HitLike)
+Score = Callable[[Any], float]
+Versions = Mapping[str, tuple[int, int]]
+BY_SCORE: Score = attrgetter("score")
 
 
-def merge(lists: Iterable[tuple[int, Iterable[H]]], k: int) -> list[tuple[int, H]]:
-    """The best `k` of the shards' hits as (shard, hit), by score, ties by passage id.
+def newest_versions(*lists: Iterable[tuple[int, Iterable[H]]]) -> dict[str, tuple[int, int]]:
+    """The newest version (hlc, source) of each document over all the hits."""
+    newest: dict[str, tuple[int, int]] = {}
+    for shards in lists:
+        for _, hits in shards:
+            for hit in hits:
+                document, version = hit.document_id, (hit.version.hlc, hit.version.source)
+                if version > newest.get(document, (-1, -1)):
+                    newest[document] = version
+    return newest
 
-    `lists` holds (shard, hits) in any order.
+
+def merge(
+    lists: Sequence[tuple[int, Sequence[H]]], k: int, score: Score = BY_SCORE, newest: Versions | None = None
+) -> list[tuple[int, H]]:
+    """The best `k` of the shards' hits as (shard, hit), by `score`, ties by passage id.
+
+    `lists` holds (shard, hits) in any order. `newest`: the versions that count, when other lists have a say in it.
     """
     candidates: list[tuple[float, str, int, tuple[int, int], int, H]] = []
-    newest: dict[str, tuple[int, int]] = {}
+    counted: dict[str, tuple[int, int]] = {}
     for shard, hits in lists:
         for hit in hits:
             document, version = hit.document_id, (hit.version.hlc, hit.version.source)
-            candidates.append((-hit.score, document, hit.ordinal, version, shard, hit))
-            if version > newest.get(document, (-1, -1)):
-                newest[document] = version
+            candidates.append((-score(hit), document, hit.ordinal, version, shard, hit))
+            if version > counted.get(document, (-1, -1)):
+                counted[document] = version
     candidates.sort(key=_rank)
     best: list[tuple[int, H]] = []
     seen: set[tuple[str, int]] = set()
     for _, document, ordinal, version, shard, hit in candidates:
         if len(best) == k:
             break
-        if version == newest[document] and (document, ordinal) not in seen:
+        if version == (newest or counted)[document] and (document, ordinal) not in seen:
             seen.add((document, ordinal))
             best.append((shard, hit))
     return best
@@ -63,8 +81,3 @@ def merge(lists: Iterable[tuple[int, Iterable[H]]], k: int) -> list[tuple[int, H
 
 def _rank(candidate: tuple[float, str, int, tuple[int, int], int, object]) -> tuple[float, str, int]:
     return candidate[:3]
-
-
-def relevant(scores: Sequence[float], score_min: float) -> list[int]:
-    """Positions of the passages good enough for a prompt, in their order."""
-    return [position for position, score in enumerate(scores) if score >= score_min]

@@ -13,6 +13,7 @@ from services.quorum.gtid import GtidSet
 from services.quorum.session import decode_session
 from services.router.catalogue import Catalogue, Collection
 from services.router.identifiers import document_id_problem, parse_passage_id
+from services.router.search_mode import Ranking, ranking_of
 from services.router.vectors import unit, vector_problem
 from services.runtime.config import RouterConfig
 from services.runtime.errors import FailedPrecondition, InvalidArgument
@@ -51,8 +52,11 @@ class SearchPlan:
     reading: Reading
     texts: Sequence[str]
     vectors: Sequence[NDArray[np.float32] | None]
-    k: int
+    words: Sequence[str]
+    """What BM25 searches for, by query; empty strings in DENSE mode."""
+    ranking: Ranking
     exact: bool
+    filter: passage_pb2.Filter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +65,9 @@ class AskPlan:
 
     reading: Reading
     question: str
-    k: int
+    ranking: Ranking
     max_tokens: int
+    filter: passage_pb2.Filter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +87,11 @@ def search_plan(request: router_pb2.SearchRequest, catalogue: Catalogue, limits:
     count = len(request.queries)
     if not 1 <= count <= limits.queries_max:
         raise InvalidArgument(f"holds {count} queries; a Search takes 1 to {limits.queries_max}", "queries")
-    k = _k(request, K_SEARCH_DEFAULT, limits.k_max)
-    if k * count > HITS_MAX:
-        raise InvalidArgument(
-            f"{count} queries of k {k} ask for {k * count} hits; one call returns at most {HITS_MAX}", "k"
-        )
+    ranking = _ranking(request, K_SEARCH_DEFAULT, limits.k_max)
+    _check_size(ranking, count)
     texts: list[str] = []
     vectors: list[NDArray[np.float32] | None] = []
+    words: list[str] = []
     for index, query in enumerate(request.queries):
         kind = query.WhichOneof("input")
         if kind == "vector":
@@ -100,8 +103,10 @@ def search_plan(request: router_pb2.SearchRequest, catalogue: Catalogue, limits:
             texts.append(query.text)
         else:
             raise InvalidArgument("needs a text or a vector", f"queries[{index}]")
+        words.append(_words(query, ranking, index, limits.text_bytes_max))
     reading = Reading(collection, _level(request.consistency), _session(request.session_token), request.allow_partial)
-    return SearchPlan(reading, texts, vectors, k, request.exact)
+    chosen = request.filter if request.HasField("filter") else None
+    return SearchPlan(reading, texts, vectors, words, ranking, request.exact, chosen)
 
 
 def ask_plan(request: router_pb2.AskRequest, catalogue: Catalogue, limits: RouterConfig) -> AskPlan:
@@ -112,7 +117,10 @@ def ask_plan(request: router_pb2.AskRequest, catalogue: Catalogue, limits: Route
     if tokens > ANSWER_TOKENS_MAX:
         raise InvalidArgument(f"is {tokens}; an answer has at most {ANSWER_TOKENS_MAX} tokens", "max_tokens")
     reading = Reading(collection, _level(request.consistency), _session(request.session_token), request.allow_partial)
-    return AskPlan(reading, request.question, _k(request, K_ASK_DEFAULT, limits.k_max), tokens)
+    ranking = _ranking(request, K_ASK_DEFAULT, limits.k_max)
+    _check_size(ranking, 1)
+    chosen = request.filter if request.HasField("filter") else None
+    return AskPlan(reading, request.question, ranking, tokens, chosen)
 
 
 def get_plan(request: router_pb2.GetRequest, catalogue: Catalogue, limits: RouterConfig) -> GetPlan:
@@ -181,11 +189,50 @@ def check_model(model: str, collection: Collection) -> None:
         )
 
 
-def _k(request: router_pb2.SearchRequest | router_pb2.AskRequest, default: int, k_max: int) -> int:
-    k = request.k if request.HasField("k") else default
+def _ranking(request: router_pb2.SearchRequest | router_pb2.AskRequest, k_default: int, k_max: int) -> Ranking:
+    k = request.k if request.HasField("k") else k_default
     if not 1 <= k <= k_max:
         raise InvalidArgument(f"is {k}; 1 to {k_max}", "k")
-    return k
+    return ranking_of(request.mode, request.fusion if request.HasField("fusion") else None, k, k_max)
+
+
+def _check_size(ranking: Ranking, queries: int) -> None:
+    """Raise InvalidArgument when an answer could grow beyond what one message holds."""
+    if ranking.k * queries > HITS_MAX:
+        raise InvalidArgument(
+            f"{queries} queries of k {ranking.k} ask for {ranking.k * queries} hits; one call returns at most "
+            f"{HITS_MAX}",
+            "k",
+        )
+    candidates = ranking.depth * ranking.lists * queries
+    if candidates > HITS_MAX:
+        raise InvalidArgument(
+            f"{queries} queries take {candidates} candidates from a shard at depth {ranking.depth}; one call takes at "
+            f"most {HITS_MAX}; ask fewer queries at once, or set a smaller depth",
+            "fusion.depth",
+        )
+
+
+def _words(query: router_pb2.Query, ranking: Ranking, index: int, bytes_max: int) -> str:
+    """What BM25 searches for. Raises InvalidArgument."""
+    given = query.lexical_text
+    if not ranking.needs_text:
+        if given:
+            raise InvalidArgument(
+                "has no meaning in mode DENSE, which does not look at words", f"queries[{index}].lexical_text"
+            )
+        return ""
+    if given:
+        check_text(given, f"queries[{index}].lexical_text", bytes_max)
+    if query.HasField("vector"):
+        if not ranking.needs_vector:
+            raise InvalidArgument("has no meaning in mode LEXICAL, which needs a text", f"queries[{index}].vector")
+        if not given:
+            raise InvalidArgument(
+                f"must say what to search for beside the vector in mode {ranking.name.upper()}",
+                f"queries[{index}].lexical_text",
+            )
+    return given or query.text
 
 
 def _level(given: Level.ValueType) -> Level.ValueType:

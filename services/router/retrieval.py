@@ -1,8 +1,8 @@
-"""Vectors to hits: every shard searched at the level asked for, merged into one ranking per query."""
+"""Queries to hits: every shard searched at the level asked for, merged into one ranking per query."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,16 +12,25 @@ from opentelemetry.trace import Span
 
 from observability import names, spans
 from ostraka.v1 import passage_pb2, router_pb2, shard_pb2
+from services.router import fusion
 from services.router.catalogue import Model
 from services.router.coverage import FRESHNESS, refuse_partial, session_token, shard_coverage
-from services.router.merge import merge
+from services.router.fusion import Fused
 from services.router.provenance import hit_of
 from services.router.quorum_read import QuorumRead
 from services.router.read_request import Reading
-from services.router.read_types import ReadTools, ShardOutcome
+from services.router.read_types import ReadTools, Reply
 from services.router.search_legs import Questions, SearchLegs, ShardAnswer
+from services.router.search_mode import DENSE, HYBRID, LEXICAL, TWO_STAGE, Ranking
 from services.router.vectors import F32
 from services.runtime.deadline import Deadline
+
+_METHODS = {
+    DENSE: "exact score",
+    LEXICAL: "bm25",
+    HYBRID: "reciprocal rank",
+    TWO_STAGE: "bm25 of the nearest",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +40,32 @@ class Retrieved:
     results: Sequence[router_pb2.QueryResult]
     coverage: Sequence[passage_pb2.ShardCoverage]
     session_token: bytes
+    statistics_age_ms: int = 0
+    """Of the oldest corpus statistics that BM25 used; 0 in DENSE mode."""
 
 
-def retrieval_span(reading: Reading, k: int, parent: Span | None = None) -> Span:
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to look for: per query a unit vector (dim,) float32, the words, or both, as the ranking needs."""
+
+    vectors: Sequence[NDArray[np.float32] | None]
+    words: Sequence[str]
+    ranking: Ranking
+    exact: bool = False
+    filter: passage_pb2.Filter | None = None
+
+
+def retrieval_span(reading: Reading, ranking: Ranking, parent: Span | None = None) -> Span:
     """The span a search's legs stand under; the caller ends it."""
     return spans.start_span(
         f"{names.SPAN_RETRIEVAL} {reading.collection.name}",
         attributes={
             names.GEN_AI_OPERATION: "retrieval",
             names.GEN_AI_DATA_SOURCE: reading.collection.name,
-            names.GEN_AI_TOP_K: k,
+            names.GEN_AI_TOP_K: ranking.k,
             names.OPENINFERENCE_KIND: "RETRIEVER",
             names.CONSISTENCY: FRESHNESS[reading.level].value,
+            names.SEARCH_MODE: ranking.name,
         },
         parent=parent,
     )
@@ -55,31 +78,19 @@ class Retrieval:
         self._tools, self._legs = tools, legs
 
     async def search(
-        self,
-        reading: Reading,
-        vectors: Sequence[NDArray[np.float32]],
-        k: int,
-        *,
-        exact: bool,
-        model: Model,
-        deadline: Deadline,
-        span: Span,
+        self, reading: Reading, wanted: Wanted, *, model: Model, deadline: Deadline, span: Span
     ) -> Retrieved:
-        """The best `k` passages for each unit vector, shape (dim,) float32. `span`: from `retrieval_span`.
+        """The best passages for each query. `span`: from `retrieval_span`.
 
         Raises Unavailable when a shard cannot be read at the level and partial answers were not allowed.
         """
         collection = reading.collection
         questions = Questions(
             collection,
-            [
-                shard_pb2.SearchQuery(
-                    vector=passage_pb2.Vector(dim=collection.dim, data=vector.astype(F32, copy=False).tobytes())
-                )
-                for vector in vectors
-            ],
-            k,
-            exact,
+            [_query(vector, words) for vector, words in zip(wanted.vectors, wanted.words, strict=True)],
+            wanted.ranking,
+            wanted.exact,
+            wanted.filter,
         )
 
         read: QuorumRead[ShardAnswer] = QuorumRead(
@@ -95,7 +106,8 @@ class Retrieval:
         )
         outcomes = await read.run()
         refuse_partial(outcomes, reading)
-        results = _merged(outcomes, len(vectors), k, model, span)
+        replies = {outcome.shard: outcome.reply for outcome in outcomes if outcome.reply is not None}
+        results = _merged(replies, len(questions.queries), wanted.ranking, model, span)
         coverage = [
             shard_coverage(
                 outcome,
@@ -105,27 +117,39 @@ class Retrieval:
             )
             for outcome in outcomes
         ]
-        return Retrieved(results, coverage, session_token(reading, outcomes))
+        age_ms = max((reply.value.statistics_age_ms for reply in replies.values()), default=0)
+        return Retrieved(results, coverage, session_token(reading, outcomes), age_ms)
+
+
+def _query(vector: NDArray[np.float32] | None, words: str) -> shard_pb2.SearchQuery:
+    query = shard_pb2.SearchQuery(text=words)
+    if vector is not None:
+        query.vector.dim, query.vector.data = len(vector), vector.astype(F32, copy=False).tobytes()
+    return query
+
+
+_Lists = list[tuple[int, Sequence[shard_pb2.ShardHit]]]
+_Ranked = list[Fused[shard_pb2.ShardHit]]
 
 
 def _merged(
-    outcomes: Sequence[ShardOutcome[ShardAnswer]], queries: int, k: int, model: Model, parent: Span
+    replies: Mapping[int, Reply[ShardAnswer]], queries: int, ranking: Ranking, model: Model, parent: Span
 ) -> list[router_pb2.QueryResult]:
     """One ranking per query, passages and provenance filled in."""
-    replies = {outcome.shard: outcome.reply for outcome in outcomes if outcome.reply is not None}
     fuse = spans.start_span(names.SPAN_FUSE, parent=parent)
     results: list[router_pb2.QueryResult] = []
     candidates = 0
     for query in range(queries):
-        lists = [(shard, reply.value.results[query].hits) for shard, reply in replies.items()]
-        candidates += sum(len(hits) for _, hits in lists)
+        dense: _Lists = [(shard, reply.value.results[query].hits) for shard, reply in replies.items()]
+        lexical: _Lists = [(shard, reply.value.results[query].lexical_hits) for shard, reply in replies.items()]
+        candidates += sum(len(hits) for _, hits in (*dense, *lexical))
         hits = []
-        for rank, (shard, hit) in enumerate(merge(lists, k), start=1):
-            reply = replies[shard]
+        for rank, found in enumerate(_ranked(dense, lexical, ranking), start=1):
+            reply = replies[found.shard]
             hits.append(
                 hit_of(
-                    hit,
-                    shard=shard,
+                    found,
+                    _payload(found, dense),
                     replica=reply.replica,
                     index_epoch=reply.value.index_epoch,
                     rank=rank,
@@ -134,12 +158,45 @@ def _merged(
             )
         results.append(router_pb2.QueryResult(hits=hits))
     if fuse.is_recording():
-        fuse.set_attributes(
-            {
-                names.FUSE_METHOD: "exact score",
-                names.FUSE_IN: candidates,
-                names.FUSE_OUT: sum(len(result.hits) for result in results),
-            }
-        )
+        fuse.set_attributes(_fusion_attributes(ranking, candidates, sum(len(result.hits) for result in results)))
     spans.end_span(fuse)
     return results
+
+
+def _ranked(dense: _Lists, lexical: _Lists, ranking: Ranking) -> _Ranked:
+    if ranking.mode == HYBRID:
+        return fusion.fuse(dense, lexical, ranking.k, ranking.depth, ranking.weights)
+    if ranking.mode == LEXICAL:
+        return fusion.lexical_ranking(lexical, ranking.k)
+    if ranking.mode == TWO_STAGE:
+        return fusion.two_stage(dense, ranking.k, ranking.depth)
+    return fusion.dense_ranking(dense, ranking.k)
+
+
+def _payload(found: Fused[shard_pb2.ShardHit], dense: _Lists) -> bytes:
+    """A passage in both lists of a shard has its payload in the dense one, even where that list's part in the
+    fusion ended before it."""
+    hit = found.hit
+    if hit.payload:
+        return hit.payload
+    for shard, hits in dense:
+        if shard == found.shard:
+            for other in hits:
+                if (other.document_id, other.ordinal) == (hit.document_id, hit.ordinal):
+                    return other.payload
+    return b""
+
+
+def _fusion_attributes(ranking: Ranking, candidates: int, kept: int) -> dict[str, spans.AttributeValue]:
+    attributes: dict[str, spans.AttributeValue] = {
+        names.FUSE_METHOD: _METHODS[ranking.mode],
+        names.FUSE_IN: candidates,
+        names.FUSE_OUT: kept,
+    }
+    if ranking.mode == HYBRID:
+        weights = ranking.weights
+        attributes[names.FUSE_WEIGHTS] = [weights.dense, weights.lexical]
+        attributes[names.FUSE_RANK_CONSTANT] = weights.rank_constant
+    if ranking.mode in (HYBRID, TWO_STAGE):
+        attributes[names.FUSE_DEPTH] = ranking.depth
+    return attributes

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from ostraka.v1 import shard_pb2
+from ostraka.v1 import passage_pb2, shard_pb2
 from services.quorum.replica import Summary
 from services.router.catalogue import Collection
 from services.router.node_links import NodeLinks, trace_metadata
 from services.router.read_types import LegReply, LegRequest
+from services.router.search_mode import Ranking
 from services.router.wire import SetReader, set_to_proto, status_from_proto
 from services.runtime.errors import MeshError, from_rpc_error
 
@@ -35,6 +36,8 @@ class ShardAnswer:
     results: Sequence[shard_pb2.ShardQueryResult]
     index_epoch: str
     rows_live: int
+    statistics_age_ms: int = 0
+    """Of the oldest corpus statistics that BM25 used."""
 
 
 SearchReply = LegReply[ShardAnswer]
@@ -46,8 +49,14 @@ class Questions:
 
     collection: Collection
     queries: Sequence[shard_pb2.SearchQuery]
-    k: int
+    ranking: Ranking
     exact: bool
+    filter: passage_pb2.Filter | None = None
+
+    @property
+    def hits_max(self) -> int:
+        """Hits of one query in one shard's answer."""
+        return self.ranking.depth * self.ranking.lists
 
 
 @dataclass(eq=False, slots=True)
@@ -57,11 +66,13 @@ class _Waiting:
     future: asyncio.Future[Mapping[int, SearchReply]]
 
 
-_Key = tuple[str, str, int, bool, tuple[int, ...]]
+_Key = tuple[str, str, int, int, bool, bytes, tuple[int, ...]]
+"""Node, collection, depth, mode, exact, filter, shards: legs that differ in one of them are different questions."""
 
 
 @dataclass(slots=True)
 class _Lane:
+    key: _Key
     waiting: list[_Waiting] = field(default_factory=list)
     calls: int = 0
     scheduled: bool = False
@@ -83,8 +94,8 @@ class SearchLegs:
         if any(request.require.values()):
             self._begin(None, [waiting])
             return waiting.future
-        key = (request.node, questions.collection.name, questions.k, questions.exact, tuple(request.require))
-        lane = self._lanes.setdefault(key, _Lane())
+        key = _key(questions, request)
+        lane = self._lanes.setdefault(key, _Lane(key))
         lane.waiting.append(waiting)
         if not lane.scheduled and lane.calls < CALLS_PER_NODE:
             lane.scheduled = True
@@ -103,6 +114,9 @@ class SearchLegs:
         while lane.calls < CALLS_PER_NODE:
             batch = _take(lane)
             if not batch:
+                # Filters make keys without number: a lane lives only while something waits or is under way.
+                if not lane.calls and self._lanes.get(lane.key) is lane:
+                    del self._lanes[lane.key]
                 return
             lane.calls += 1
             self._begin(lane, batch)
@@ -181,7 +195,21 @@ def _part(result: shard_pb2.ShardSearchResult, summary: Summary, start: int, end
         return LegReply(None, summary, f"{name}: {result.message}" if result.message else name)
     if len(result.results) != total:
         return LegReply(None, summary, f"answered {len(result.results)} of {total} queries")
-    return LegReply(ShardAnswer(result.results[start:end], result.index_epoch, result.rows_live), summary)
+    answer = ShardAnswer(result.results[start:end], result.index_epoch, result.rows_live, result.statistics_age_ms)
+    return LegReply(answer, summary)
+
+
+def _key(questions: Questions, request: LegRequest) -> _Key:
+    chosen = questions.filter.SerializeToString(deterministic=True) if questions.filter is not None else b""
+    return (
+        request.node,
+        questions.collection.name,
+        questions.ranking.depth,
+        questions.ranking.mode,
+        questions.exact,
+        chosen,
+        tuple(request.require),
+    )
 
 
 def _take(lane: _Lane) -> list[_Waiting]:
@@ -190,8 +218,8 @@ def _take(lane: _Lane) -> list[_Waiting]:
     queries = 0
     while lane.waiting:
         waiting = lane.waiting[0]
-        count, k = len(waiting.questions.queries), waiting.questions.k
-        full = queries + count > BATCH_QUERIES_MAX or (queries + count) * k > BATCH_HITS_MAX
+        count, hits = len(waiting.questions.queries), waiting.questions.hits_max
+        full = queries + count > BATCH_QUERIES_MAX or (queries + count) * hits > BATCH_HITS_MAX
         if batch and full:
             break
         lane.waiting.pop(0)
@@ -206,11 +234,13 @@ def _message(batch: Sequence[_Waiting], search_wait_ms: int) -> shard_pb2.Search
     message = shard_pb2.SearchShardsRequest(
         epoch=max(questions.collection.members[shard].epoch for shard in request.require),
         collection=questions.collection.name,
-        k=questions.k,
+        k=questions.ranking.depth,
         wait_ms=search_wait_ms,
         exact=questions.exact,
         include_payload=True,
         leg_role=request.role,
+        mode=questions.ranking.mode,
+        filter=questions.filter,
     )
     for waiting in batch:
         message.queries.extend(waiting.questions.queries)

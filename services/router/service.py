@@ -23,7 +23,7 @@ from services.router.ingest import Ingest
 from services.router.lookup import Lookup
 from services.router.packing import Document
 from services.router.read_request import ask_plan, delete_ids, get_plan, search_plan
-from services.router.retrieval import Retrieval, Retrieved, retrieval_span
+from services.router.retrieval import Retrieval, Retrieved, Wanted, retrieval_span
 from services.router.status import Status
 from services.router.wire import version_to_proto
 from services.router.write_request import upsert_plan
@@ -80,19 +80,17 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
             deadline = budget.work(current_deadline())
             vectors = list(plan.vectors)
             missing = [index for index, vector in enumerate(vectors) if vector is None]
-            if missing:
+            if missing and plan.ranking.needs_vector:
                 texts = [plan.texts[index] for index in missing]
                 made = await self._embedder.queries(collection, texts, deadline.share(budget.EMBED_SHARE))
                 for index, vector in zip(missing, made, strict=True):
                     vectors[index] = vector
             model = self._embedder.model_of(collection)
-            span = retrieval_span(reading, plan.k)
+            span = retrieval_span(reading, plan.ranking)
             try:
                 found = await self._retrieval.search(
                     reading,
-                    [vector for vector in vectors if vector is not None],
-                    plan.k,
-                    exact=plan.exact,
+                    Wanted(vectors, plan.words, plan.ranking, plan.exact, plan.filter),
                     model=model,
                     deadline=deadline,
                     span=span,
@@ -112,6 +110,8 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
                 embedding_model=passage_pb2.EmbeddingModel(id=model.id, revision=model.revision),
                 trace_id=spans.current_trace_id(),
                 weak=collection.weak,
+                mode=plan.ranking.mode,
+                lexical_statistics_age_ms=found.statistics_age_ms,
             )
 
     async def Upsert(self, request: router_pb2.UpsertRequest, _context: _Context) -> router_pb2.UpsertResponse:

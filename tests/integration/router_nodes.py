@@ -37,6 +37,7 @@ NODES = ("a", "b", "c")
 SHARDS = (0, 1)
 SOURCE = 77
 WAIT_S = 20.0
+STATISTICS_AGE_MS = 321
 R = TypeVar("R")
 
 
@@ -176,9 +177,9 @@ class SimulatedShardNode:
                 continue
             rows = list(replica.live())
             result.rows_live = len(rows)
+            result.statistics_age_ms = STATISTICS_AGE_MS if request.mode != passage_pb2.SEARCH_MODE_DENSE else 0
             for query in request.queries:
-                vector = np.frombuffer(query.vector.data, "<f4")
-                result.results.add(hits=[_hit(score, row) for score, row in _ranked(vector, rows)[: request.k]])
+                result.results.append(_answer(query, rows, request.k, request.mode))
         return response
 
     def _get(self, request: shard_pb2.GetDocumentsRequest) -> shard_pb2.GetDocumentsResponse:
@@ -286,6 +287,38 @@ def _batch(request: shard_pb2.WriteRequest) -> WriteBatch:
         tuple(HeadRow(h.document_id, h.passages, version) for h in request.heads),
         set_from_proto(request.depends),
     )
+
+
+def _answer(
+    query: shard_pb2.SearchQuery, rows: Sequence[PassageRow], k: int, mode: passage_pb2.SearchMode.ValueType
+) -> shard_pb2.ShardQueryResult:
+    """Exact by cosine; for BM25 stands the number of words that query and text share."""
+    shared = {(row.document_id, row.ordinal): _shared_words(query.text, row) for row in rows}
+    near, worded = [], []
+    if mode != passage_pb2.SEARCH_MODE_LEXICAL:
+        near = _ranked(np.frombuffer(query.vector.data, "<f4"), rows)[:k]
+    if mode in (passage_pb2.SEARCH_MODE_LEXICAL, passage_pb2.SEARCH_MODE_HYBRID):
+        found = [row for row in rows if shared[row.document_id, row.ordinal]]
+        found.sort(key=lambda row: (-shared[row.document_id, row.ordinal], row.document_id, row.ordinal))
+        worded = found[:k]
+    result = shard_pb2.ShardQueryResult()
+    for score, row in near:
+        hit = _hit(score, row)
+        if mode == passage_pb2.SEARCH_MODE_TWO_STAGE:
+            hit.lexical_score = shared[row.document_id, row.ordinal]
+        result.hits.append(hit)
+    for row in worded:
+        hit = _hit(0.0, row)
+        hit.lexical_score = shared[row.document_id, row.ordinal]
+        if any(other is row for _, other in near):
+            hit.payload = b""
+        result.lexical_hits.append(hit)
+    return result
+
+
+def _shared_words(text: str, row: PassageRow) -> float:
+    words = passage_pb2.Passage.FromString(row.payload).text.split()
+    return float(sum(word in words for word in set(text.split())))
 
 
 def _ranked(query: Any, rows: Sequence[PassageRow]) -> list[tuple[float, PassageRow]]:

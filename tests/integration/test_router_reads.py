@@ -19,7 +19,8 @@ from services.router.identifiers import passage_id
 from services.router.lookup import Lookup
 from services.router.packing import Document, Row
 from services.router.read_request import GetPlan, Level, Reading, Session
-from services.router.retrieval import Retrieval, Retrieved, retrieval_span
+from services.router.retrieval import Retrieval, Retrieved, Wanted, retrieval_span
+from services.router.search_mode import LEXICAL, Ranking
 from services.router.vectors import half_rows
 from services.router.writing import Write
 from services.runtime.deadline import Deadline
@@ -32,6 +33,7 @@ SESSION = passage_pb2.CONSISTENCY_LEVEL_SESSION
 ONE = passage_pb2.CONSISTENCY_LEVEL_ONE
 COMPLETE = passage_pb2.ShardCoverage.STATE_COMPLETE
 MISSING = passage_pb2.ShardCoverage.STATE_UNAVAILABLE
+NEAREST = Ranking()
 
 
 @pytest.fixture
@@ -78,15 +80,16 @@ async def search(
     session: Session | None = None,
     allow_partial: bool = False,
     deadline_ms: int = 5_000,
+    ranking: Ranking = NEAREST,
+    words: str = "",
+    filter_: passage_pb2.Filter | None = None,
 ) -> Retrieved:
     reading = Reading(mesh.collection, level, session or {}, allow_partial)
-    span = retrieval_span(reading, 10)
+    span = retrieval_span(reading, ranking)
     try:
         return await Retrieval(mesh.tools, mesh.legs).search(
             reading,
-            [vector(1.0)],
-            10,
-            exact=False,
+            Wanted([None if ranking.mode == LEXICAL else vector(1.0)], [words], ranking, filter=filter_),
             model=mesh.collection.model,
             deadline=Deadline.after_ms(deadline_ms),
             span=span,

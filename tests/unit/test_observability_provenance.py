@@ -16,7 +16,7 @@ def provenance(rank: int, *, in_prompt: bool = False, cited: bool = False, sourc
     return pb.Provenance(
         passage_id=f"doc#{rank}", document_id="doc", source=source or f"file:///{rank}", version=pb.Version(hlc=rank),
         shard=1, replica="ab" * 16, index_epoch="flat-01020304", dense_score=0.1 * rank, dense_rank=rank, rank=rank,
-        in_prompt=in_prompt, cited=cited, content_sha256=bytes(range(32)),
+        lexical_score=1.5, lexical_rank=3, score=0.2 * rank, in_prompt=in_prompt, cited=cited, content_sha256=bytes(range(32)),
     )  # fmt: skip
 
 
@@ -30,9 +30,10 @@ def test_everything_fits_by_default() -> None:
 def test_an_entry_says_where_a_passage_came_from() -> None:
     assert entry(provenance(2, in_prompt=True)) == {
         "id": "doc#2",
-        "score": 0.200000003,
+        "score": 0.400000006,
         "metadata": {
-            "rank": 2, "dense_rank": 2, "source": "file:///2", "version": "0000000000000002-0000000000000000",
+            "rank": 2, "dense_score": 0.200000003, "dense_rank": 2, "lexical_score": 1.5, "lexical_rank": 3,
+            "source": "file:///2", "version": "0000000000000002-0000000000000000",
             "shard": 1, "replica": "ab" * 16, "index_epoch": "flat-01020304", "index_part": "", "index_kind": "",
             "content_sha256": "0001020304050607", "in_prompt": True, "cited": False,
         },
@@ -75,8 +76,10 @@ def test_nothing_retrieved_is_an_empty_list() -> None:
 
 def test_numbers_that_json_cannot_say() -> None:
     bad = provenance(1)
-    bad.dense_score = float("nan")
-    assert json.loads(documents_json([bad]))[0]["score"] is None
+    bad.score = bad.dense_score = float("nan")
+    (told,) = json.loads(documents_json([bad]))
+    assert told["score"] is None
+    assert told["metadata"]["dense_score"] is None
 
 
 def test_refusals() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.quorum.clock import Version
-from services.router.merge import merge, relevant
+from services.router.merge import merge
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,3 @@ def test_the_order_in_which_shards_answer_does_not_matter(lists: list[list[FakeH
     assert [(hit.document_id, hit.ordinal, hit.score) for _, hit in one] == [
         (hit.document_id, hit.ordinal, hit.score) for _, hit in other
     ]
-
-
-def test_relevant_keeps_order() -> None:
-    assert relevant([0.9, 0.2, 0.3, 0.25], 0.25) == [0, 2, 3]
-    assert relevant([], 0.25) == []

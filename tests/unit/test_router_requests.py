@@ -15,8 +15,10 @@ from ostraka.v1 import passage_pb2, router_pb2
 from services.quorum.gtid import Gtid, GtidSet
 from services.quorum.session import encode_session
 from services.router.catalogue import Catalogue
+from services.router.fusion import Weights
 from services.router.identifiers import document_id_problem, parse_passage_id
 from services.router.read_request import ask_plan, delete_ids, get_plan, search_plan
+from services.router.search_mode import DENSE, HYBRID, LEXICAL, TWO_STAGE, Mode, Ranking
 from services.router.vectors import half_rows, unit, widened
 from services.router.write_request import UpsertPlan, upsert_plan
 from services.runtime import topology_file
@@ -54,6 +56,19 @@ GOOD = vector(3.0, 0.0, 4.0, 0.0)
 
 def query(**given: object) -> router_pb2.Query:
     return router_pb2.Query(**given)  # type: ignore[arg-type]  # text or vector, chosen by the test
+
+
+TEXT = query(text="words")
+Fusion = passage_pb2.Fusion
+
+
+def hybrid(**fusion: float) -> router_pb2.SearchRequest:
+    return router_pb2.SearchRequest(
+        collection="docs",
+        queries=[TEXT],
+        mode=HYBRID,
+        fusion=Fusion(**fusion),  # type: ignore[arg-type]  # fields chosen by the test
+    )
 
 
 BAD_SEARCHES: list[tuple[router_pb2.SearchRequest, type[MeshError], str]] = [
@@ -101,6 +116,51 @@ BAD_SEARCHES: list[tuple[router_pb2.SearchRequest, type[MeshError], str]] = [
         InvalidArgument,
         "queries[0].vector",
     ),
+    (router_pb2.SearchRequest(collection="docs", queries=[TEXT], mode=99), InvalidArgument, "mode"),  # type: ignore[arg-type]
+    (router_pb2.SearchRequest(collection="docs", queries=[TEXT], fusion=Fusion()), InvalidArgument, "fusion"),
+    (
+        router_pb2.SearchRequest(collection="docs", queries=[TEXT], mode=LEXICAL, fusion=Fusion(depth=20)),
+        InvalidArgument,
+        "fusion",
+    ),
+    (hybrid(dense_weight=-1.0), InvalidArgument, "fusion.dense_weight"),
+    (hybrid(lexical_weight=math.nan), InvalidArgument, "fusion.lexical_weight"),
+    (hybrid(lexical_weight=math.inf), InvalidArgument, "fusion.lexical_weight"),
+    (hybrid(dense_weight=0.0, lexical_weight=0.0), InvalidArgument, "fusion.dense_weight"),
+    (hybrid(rank_constant=0), InvalidArgument, "fusion.rank_constant"),
+    (hybrid(depth=9), InvalidArgument, "fusion.depth"),
+    (hybrid(depth=101), InvalidArgument, "fusion.depth"),
+    (
+        router_pb2.SearchRequest(collection="docs", queries=[TEXT], mode=TWO_STAGE, fusion=Fusion(rank_constant=9)),
+        InvalidArgument,
+        "fusion.rank_constant",
+    ),
+    (router_pb2.SearchRequest(collection="docs", queries=[TEXT] * 82, mode=HYBRID), InvalidArgument, "fusion.depth"),
+    (
+        router_pb2.SearchRequest(collection="docs", queries=[TEXT, query(vector=GOOD)], mode=HYBRID),
+        InvalidArgument,
+        "queries[1].lexical_text",
+    ),
+    (
+        router_pb2.SearchRequest(collection="docs", queries=[query(vector=GOOD)], mode=TWO_STAGE),
+        InvalidArgument,
+        "queries[0].lexical_text",
+    ),
+    (
+        router_pb2.SearchRequest(collection="docs", queries=[query(vector=GOOD, lexical_text="x")], mode=LEXICAL),
+        InvalidArgument,
+        "queries[0].vector",
+    ),
+    (
+        router_pb2.SearchRequest(collection="docs", queries=[query(vector=GOOD, lexical_text=" ")], mode=HYBRID),
+        InvalidArgument,
+        "queries[0].lexical_text",
+    ),
+    (
+        router_pb2.SearchRequest(collection="docs", queries=[query(text="x", lexical_text="y")]),
+        InvalidArgument,
+        "queries[0].lexical_text",
+    ),
     (
         router_pb2.SearchRequest(collection="docs", queries=[query(vector=GOOD)], embedding_model="other"),
         FailedPrecondition,
@@ -139,12 +199,42 @@ def test_a_good_search(catalogue: Catalogue, config: Config) -> None:
         collection="docs", queries=[query(text="words"), query(vector=GOOD)], session_token=token
     )
     plan = search_plan(request, catalogue, config.router)
-    assert plan.k == 10
+    assert plan.ranking == Ranking(DENSE, 10, 10)
+    assert plan.words == ["", ""]
     assert plan.reading.level == passage_pb2.CONSISTENCY_LEVEL_QUORUM
     assert plan.reading.session == {("docs", 1): GtidSet.of(Gtid(9, 1))}
     assert plan.vectors[0] is None
     assert plan.vectors[1] is not None
     assert np.allclose(plan.vectors[1], [0.6, 0.0, 0.8, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("mode", "fusion", "expected"),
+    [
+        (LEXICAL, None, Ranking(LEXICAL, 10, 10)),
+        (HYBRID, None, Ranking(HYBRID, 10, 100, Weights())),
+        (HYBRID, Fusion(depth=10, dense_weight=0.0), Ranking(HYBRID, 10, 10, Weights(0.0, 1.0, 60))),
+        (HYBRID, Fusion(rank_constant=1, lexical_weight=2.5), Ranking(HYBRID, 10, 100, Weights(1.0, 2.5, 1))),
+        (TWO_STAGE, Fusion(depth=50), Ranking(TWO_STAGE, 10, 50, Weights())),
+    ],
+)
+def test_modes_become_rankings(
+    mode: Mode.ValueType, fusion: passage_pb2.Fusion | None, expected: Ranking, catalogue: Catalogue, config: Config
+) -> None:
+    request = router_pb2.SearchRequest(collection="docs", queries=[TEXT], mode=mode, fusion=fusion)
+    plan = search_plan(request, catalogue, config.router)
+    assert plan.ranking == expected
+    assert plan.words == ["words"]
+    question = router_pb2.AskRequest(collection="docs", question="words", k=10, mode=mode, fusion=fusion)
+    assert ask_plan(question, catalogue, config.router).ranking == expected
+
+
+def test_a_vector_brings_its_words_and_a_text_may_bring_others(catalogue: Catalogue, config: Config) -> None:
+    queries = [query(vector=GOOD, lexical_text="E1234"), query(text="what is E1234?", lexical_text="E1234"), TEXT]
+    request = router_pb2.SearchRequest(collection="docs", queries=queries, mode=HYBRID)
+    plan = search_plan(request, catalogue, config.router)
+    assert plan.words == ["E1234", "E1234", "words"]
+    assert plan.texts == ["", "what is E1234?", "words"]
 
 
 def passage(text: str = "text", **more: object) -> router_pb2.NewPassage:
@@ -277,7 +367,7 @@ def test_gets_deletes_and_questions(catalogue: Catalogue, config: Config) -> Non
         with pytest.raises(InvalidArgument) as refused:
             case()
         assert refused.value.field == field
-    assert ask_plan(router_pb2.AskRequest(collection="docs", question="?"), catalogue, limits).k == 8
+    assert ask_plan(router_pb2.AskRequest(collection="docs", question="?"), catalogue, limits).ranking.k == 8
 
 
 @pytest.mark.parametrize(("text", "parsed"), [("a#0", ("a", 0)), ("a#b#12", ("a#b", 12)), ("é#7", ("é", 7))])
