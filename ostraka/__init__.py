@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         WriteResult,
     )
     from ostraka.retry import RetryPolicy
+    from ostraka.search_modes import Fusion, SearchMode
 
 __all__ = [
     "Answer",
@@ -45,6 +46,7 @@ __all__ = [
     "Credentials",
     "Delta",
     "DocumentWrite",
+    "Fusion",
     "GetResult",
     "Hit",
     "MeshStatus",
@@ -56,6 +58,7 @@ __all__ = [
     "Provenance",
     "Retrieved",
     "RetryPolicy",
+    "SearchMode",
     "SearchResult",
     "ShardCoverage",
     "Version",
@@ -83,6 +86,7 @@ _HOMES = {
         "WriteResult",
     ),
     "ostraka.retry": ("RetryPolicy",),
+    "ostraka.search_modes": ("Fusion", "SearchMode"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

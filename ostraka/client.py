@@ -44,6 +44,7 @@ from ostraka.results import (
     WriteResult,
 )
 from ostraka.retry import RetryPolicy
+from ostraka.search_modes import Fusion, SearchMode
 from ostraka.session import Session
 from ostraka.v1 import router_pb2 as pb
 
@@ -134,19 +135,33 @@ class Client:
         allow_partial: bool = False,
         exact: bool = False,
         embedding_model: str = "",
+        mode: SearchMode | str = SearchMode.DENSE,
+        fusion: Fusion | None = None,
+        lexical_texts: Sequence[str] | None = None,
         timeout_s: float | None = None,
     ) -> list[SearchResult]:
-        """One result per query, in order; texts and vectors may be mixed. Raises OstrakaError."""
+        """One result per query, in order; texts and vectors may be mixed. Raises OstrakaError.
+
+        `lexical_texts`, one per query: what BM25 searches for, where that is not the query's own text; a query by
+        vector needs one in the modes hybrid and two-stage.
+        """
+        words = [""] * len(queries) if lexical_texts is None else list(lexical_texts)
+        if len(words) != len(queries):
+            raise InvalidRequest(f"lexical_texts: {len(words)} texts for {len(queries)} queries", field="lexical_texts")
         request = _request(
             pb.SearchRequest,
             collection=self._name(collection),
-            queries=[_query(query, f"queries[{n}]") for n, query in enumerate(queries)],
+            queries=[
+                _query(query, text, f"queries[{n}]") for n, (query, text) in enumerate(zip(queries, words, strict=True))
+            ],
             k=k,
             consistency=consistency.value,
             session_token=self._session.token,
             allow_partial=allow_partial,
             exact=exact,
             embedding_model=embedding_model,
+            mode=SearchMode.of(mode).value,
+            fusion=None if fusion is None else fusion.to_proto(),
         )
 
         def call(stub: RouterServiceAsyncStub, *, timeout: float, metadata: RpcMetadata) -> Any:
@@ -167,6 +182,8 @@ class Client:
         consistency: Consistency = Consistency.QUORUM,
         allow_partial: bool = False,
         max_tokens: int = 256,
+        mode: SearchMode | str = SearchMode.DENSE,
+        fusion: Fusion | None = None,
         timeout_s: float | None = None,
     ) -> AsyncGenerator[AskEvent, None]:
         """Stream an answer: `Retrieved`, then `Delta`s, then `Answer`. Leaving the loop cancels the call."""
@@ -179,6 +196,8 @@ class Client:
             session_token=self._session.token,
             allow_partial=allow_partial,
             max_tokens=max_tokens,
+            mode=SearchMode.of(mode).value,
+            fusion=None if fusion is None else fusion.to_proto(),
         )
 
         def call(stub: RouterServiceAsyncStub, timeout: float, metadata: RpcMetadata) -> Any:
@@ -352,10 +371,16 @@ def _fits(kind: Any, name: str, value: Any) -> bool:
     return True
 
 
-def _query(query: str | VectorLike, field_name: str) -> pb.Query:
+def _query(query: str | VectorLike, lexical_text: str, field_name: str) -> pb.Query:
+    try:
+        made = pb.Query(lexical_text=lexical_text)
+    except TypeError as error:
+        raise InvalidRequest(f"{field_name}.lexical_text: {error}", field=f"{field_name}.lexical_text") from error
     if isinstance(query, str):
-        return pb.Query(text=query)
-    return pb.Query(vector=vector_to_proto(query, field_name))
+        made.text = query
+    else:
+        made.vector.CopyFrom(vector_to_proto(query, field_name))
+    return made
 
 
 def _search_result(result: pb.QueryResult, response: pb.SearchResponse) -> SearchResult:
@@ -366,6 +391,8 @@ def _search_result(result: pb.QueryResult, response: pb.SearchResponse) -> Searc
         embedding_model=EmbeddingModel(response.embedding_model.id, response.embedding_model.revision),
         trace_id=response.trace_id,
         weak=response.weak,
+        mode=SearchMode.from_proto(response.mode),
+        lexical_statistics_age_ms=response.lexical_statistics_age_ms,
     )
 
 

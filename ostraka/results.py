@@ -1,6 +1,6 @@
 """What a mesh answers, as frozen values; no protobuf type leaves the client.
 
-`from_proto` stands beside each type. Digests are bytes, scores cosine similarities, positions characters.
+`from_proto` stands beside each type. Digests are bytes, positions characters.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ostraka.search_modes import SearchMode
 from ostraka.v1 import passage_pb2 as passage_pb
 from ostraka.v1 import router_pb2 as router_pb
 
@@ -116,7 +117,15 @@ class Provenance:
     index_part: str
     index_kind: str
     dense_score: float
+    """Cosine similarity; 0 without a dense rank."""
     dense_rank: int
+    """From 1, before fusion; 0: not among the nearest."""
+    lexical_score: float
+    """BM25; 0 without a lexical rank."""
+    lexical_rank: int
+    """From 1, before fusion; 0: not among the best by words."""
+    score: float
+    """What `rank` orders by: cosine, BM25, or the fused score."""
     rank: int
     in_prompt: bool
     cited: bool
@@ -137,6 +146,9 @@ class Provenance:
             index_kind=p.index_kind,
             dense_score=p.dense_score,
             dense_rank=p.dense_rank,
+            lexical_score=p.lexical_score,
+            lexical_rank=p.lexical_rank,
+            score=p.score,
             rank=p.rank,
             in_prompt=p.in_prompt,
             cited=p.cited,
@@ -154,8 +166,8 @@ class Hit:
 
     @property
     def score(self) -> float:
-        """Exact cosine similarity."""
-        return self.provenance.dense_score
+        """What the hits are ordered by: cosine similarity, BM25, or the fused score."""
+        return self.provenance.score
 
     @classmethod
     def from_proto(cls, hit: passage_pb.Hit) -> Hit:
@@ -206,6 +218,9 @@ class SearchResult:
     trace_id: str
     weak: bool
     """R + W <= N was allowed by configuration: QUORUM promises nothing."""
+    mode: SearchMode
+    lexical_statistics_age_ms: int
+    """Of the oldest corpus statistics that BM25 used; 0 without BM25."""
 
     @property
     def complete(self) -> bool:

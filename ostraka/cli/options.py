@@ -9,6 +9,7 @@ from typing import Annotated, TypeAlias
 import typer
 
 from ostraka.results import Consistency
+from ostraka.search_modes import Fusion, SearchMode
 
 MeshFileOption: TypeAlias = Annotated[
     Path | None,
@@ -37,3 +38,44 @@ ConsistencyOption: TypeAlias = Annotated[
         "--consistency", help="one: any replica; session: what this call wrote; quorum: every acknowledged write."
     ),
 ]
+
+
+class Mode(StrEnum):
+    """How passages are found and ordered."""
+
+    DENSE = "dense"
+    LEXICAL = "lexical"
+    HYBRID = "hybrid"
+    TWO_STAGE = "two-stage"
+
+    @property
+    def search_mode(self) -> SearchMode:
+        return SearchMode[self.name]
+
+
+ModeOption: TypeAlias = Annotated[
+    Mode,
+    typer.Option(
+        help="dense: by meaning; lexical: by words; hybrid: both, fused; two-stage: the nearest, ordered by words."
+    ),
+]
+DenseWeightOption: TypeAlias = Annotated[
+    float | None, typer.Option("--dense-weight", help="hybrid: how much nearness counts; 1 when not given.")
+]
+LexicalWeightOption: TypeAlias = Annotated[
+    float | None, typer.Option("--lexical-weight", help="hybrid: how much words count; 1 when not given.")
+]
+RankConstantOption: TypeAlias = Annotated[
+    int | None, typer.Option("--rank-constant", help="hybrid: smaller favours the first ranks; 60 when not given.")
+]
+DepthOption: TypeAlias = Annotated[
+    int | None, typer.Option("--depth", help="hybrid, two-stage: candidates from each list; 100 when not given.")
+]
+
+
+def fusion_of(
+    dense_weight: float | None, lexical_weight: float | None, rank_constant: int | None, depth: int | None
+) -> Fusion | None:
+    """What the options say; None when they say nothing."""
+    fusion = Fusion(dense_weight=dense_weight, lexical_weight=lexical_weight, rank_constant=rank_constant, depth=depth)
+    return None if fusion == Fusion() else fusion

@@ -8,7 +8,21 @@ import typer
 
 from ostraka.answers import Answer, AskEvent, Delta, Retrieved
 from ostraka.cli.exit_codes import ExitCode
-from ostraka.cli.options import CollectionOption, ConsistencyOption, JsonOption, Level, MeshFileOption, TimeoutOption
+from ostraka.cli.options import (
+    CollectionOption,
+    ConsistencyOption,
+    DenseWeightOption,
+    DepthOption,
+    JsonOption,
+    Level,
+    LexicalWeightOption,
+    MeshFileOption,
+    Mode,
+    ModeOption,
+    RankConstantOption,
+    TimeoutOption,
+    fusion_of,
+)
 from ostraka.cli.output import CONSOLE, command, print_json, print_json_line, print_table
 from ostraka.cli.session import open_client
 from ostraka.results import Hit, Provenance, ShardCoverage
@@ -23,6 +37,11 @@ async def ask(
     question: Annotated[str, typer.Argument(help="The question, in words.")],
     k: Annotated[int, typer.Option("-k", min=1, help="Passages to retrieve.")] = 8,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    mode: ModeOption = Mode.DENSE,
+    dense_weight: DenseWeightOption = None,
+    lexical_weight: LexicalWeightOption = None,
+    rank_constant: RankConstantOption = None,
+    depth: DepthOption = None,
     consistency: ConsistencyOption = Level.QUORUM,
     partial: Annotated[bool, typer.Option("--partial", help="Answer although a shard is unavailable.")] = False,
     collection: CollectionOption = "docs",
@@ -41,6 +60,8 @@ async def ask(
             max_tokens=max_tokens,
             consistency=consistency.consistency,
             allow_partial=partial,
+            mode=mode.search_mode,
+            fusion=fusion_of(dense_weight, lexical_weight, rank_constant, depth),
             timeout_s=timeout_s,
         )
         async for event in events:
@@ -66,8 +87,8 @@ def print_event(event: AskEvent) -> None:
 def print_provenance(provenance: tuple[Provenance, ...]) -> None:
     """Where each passage came from and what became of it."""
     columns = (
-        "passage id", "source", "version", "shard", "replica", "index epoch", "dense score", "rank", "in prompt",
-        "cited",
+        "passage id", "source", "version", "shard", "replica", "index epoch", "score", "near", "words", "rank",
+        "in prompt", "cited",
     )  # fmt: skip
     rows = [
         (
@@ -77,7 +98,9 @@ def print_provenance(provenance: tuple[Provenance, ...]) -> None:
             p.shard,
             p.replica[:8],
             p.index_epoch,
-            p.dense_score,
+            p.score,
+            _rank(p.dense_rank),
+            _rank(p.lexical_rank),
             p.rank,
             p.in_prompt,
             p.cited,
@@ -92,6 +115,11 @@ async def search(
     query: Annotated[str, typer.Argument(help="What to look for, in words.")],
     k: Annotated[int, typer.Option("-k", min=1, help="Hits.")] = 10,
     exact: Annotated[bool, typer.Option("--exact", help="Exhaustive instead of approximate.")] = False,
+    mode: ModeOption = Mode.DENSE,
+    dense_weight: DenseWeightOption = None,
+    lexical_weight: LexicalWeightOption = None,
+    rank_constant: RankConstantOption = None,
+    depth: DepthOption = None,
     consistency: ConsistencyOption = Level.QUORUM,
     partial: Annotated[bool, typer.Option("--partial", help="Answer although a shard is unavailable.")] = False,
     collection: CollectionOption = "docs",
@@ -99,7 +127,10 @@ async def search(
     mesh_file: MeshFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find the passages nearest in meaning to a query."""
+    """Find passages: nearest in meaning to a query, best by its words, or both.
+
+    "near" and "words" are a passage's ranks in the two lists; empty: not in that list.
+    """
     async with open_client(mesh_file, collection) as client:
         result = await client.search(
             query,
@@ -107,14 +138,16 @@ async def search(
             exact=exact,
             consistency=consistency.consistency,
             allow_partial=partial,
+            mode=mode.search_mode,
+            fusion=fusion_of(dense_weight, lexical_weight, rank_constant, depth),
             timeout_s=timeout_s,
         )
     if as_json:
         print_json(result)
         return
     print_table(
-        f"{len(result)} hits, trace {result.trace_id}",
-        ("rank", "score", "passage id", "title", "text"),
+        f"{len(result)} hits, {result.mode.name.lower()}, trace {result.trace_id}",
+        ("rank", "score", "near", "words", "passage id", "title", "text"),
         [_hit_row(hit) for hit in result],
     )
     _print_coverage(result.coverage)
@@ -160,7 +193,13 @@ def _short(source: str) -> str:
 def _hit_row(hit: Hit) -> tuple[object, ...]:
     text = " ".join(hit.passage.text.split())
     preview = text if len(text) <= _PREVIEW_CHARS else text[: _PREVIEW_CHARS - 1] + "…"
-    return hit.provenance.rank, hit.score, hit.passage.passage_id, hit.passage.title, preview
+    p = hit.provenance
+    return p.rank, hit.score, _rank(p.dense_rank), _rank(p.lexical_rank), p.passage_id, hit.passage.title, preview
+
+
+def _rank(rank: int) -> object:
+    """A rank of 0 means: not in that list."""
+    return rank or ""
 
 
 def _print_coverage(coverage: tuple[ShardCoverage, ...]) -> None:

@@ -14,7 +14,18 @@ import pytest
 from opentelemetry import context, trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
-from ostraka import Client, ClientOptions, Consistency, NewDocument, NewPassage, Outcome, RetryPolicy, Version
+from ostraka import (
+    Client,
+    ClientOptions,
+    Consistency,
+    Fusion,
+    NewDocument,
+    NewPassage,
+    Outcome,
+    RetryPolicy,
+    SearchMode,
+    Version,
+)
 from ostraka import errors as client_errors
 from ostraka.answers import Answer, AskEvent, Delta, Retrieved
 from ostraka.v1 import passage_pb2, router_pb2, shard_pb2
@@ -52,7 +63,17 @@ def hit(passage_id: str = "a#0") -> passage_pb2.Hit:
             version=passage_pb2.Version(hlc=5 << 16, source=9),
             vector=passage_pb2.Vector(dim=2, data=np.array([1, 0], "<f4").tobytes()),
         ),
-        provenance=passage_pb2.Provenance(passage_id=passage_id, dense_score=0.5, rank=1, shard=1, replica="r"),
+        provenance=passage_pb2.Provenance(
+            passage_id=passage_id,
+            score=0.5,
+            dense_score=0.4,
+            dense_rank=2,
+            lexical_score=7.5,
+            lexical_rank=1,
+            rank=1,
+            shard=1,
+            replica="r",
+        ),
     )
 
 
@@ -82,6 +103,8 @@ async def test_search_carries_everything_there_and_back(tmp_path: Path) -> None:
             session_token=token(1),
             trace_id="abc",
             weak=True,
+            mode=passage_pb2.SEARCH_MODE_HYBRID,
+            lexical_statistics_age_ms=77,
         )
 
     async with talking_to(tmp_path, Search=search) as client:
@@ -91,6 +114,9 @@ async def test_search_carries_everything_there_and_back(tmp_path: Path) -> None:
             consistency=Consistency.SESSION,
             exact=True,
             allow_partial=True,
+            mode="hybrid",
+            fusion=Fusion(lexical_weight=0.0, depth=50),
+            lexical_texts=["", "other words"],
         )
         assert decode_session(client.session_token) == decode_session(token(1))
     (request,) = seen
@@ -98,7 +124,12 @@ async def test_search_carries_everything_there_and_back(tmp_path: Path) -> None:
     assert request.consistency == passage_pb2.CONSISTENCY_LEVEL_SESSION
     assert request.queries[0].text == "words"
     assert np.frombuffer(request.queries[1].vector.data, "<f4").tolist() == [3.0, 4.0]
+    assert request.mode == passage_pb2.SEARCH_MODE_HYBRID
+    assert request.fusion == passage_pb2.Fusion(lexical_weight=0.0, depth=50)
+    assert not request.fusion.HasField("dense_weight")
+    assert [query.lexical_text for query in request.queries] == ["", "other words"]
     first = results[0]
+    assert (first.mode, first.lexical_statistics_age_ms) == (SearchMode.HYBRID, 77)
     assert len(results) == 2
     assert (first.trace_id, first.weak, first.complete, first.coverage[0].reason) == ("abc", True, False, "gone")
     (found,) = first
@@ -107,6 +138,7 @@ async def test_search_carries_everything_there_and_back(tmp_path: Path) -> None:
     assert found.passage.vector.tolist() == [1.0, 0.0]
     assert found.passage.version == Version(5 << 16, 9)
     assert (found.passage.version.unix_ms, found.score, found.provenance.replica) == (5, 0.5, "r")
+    assert (found.provenance.dense_rank, found.provenance.lexical_rank, found.provenance.lexical_score) == (2, 1, 7.5)
 
 
 async def test_reads_are_repeated_and_writes_are_not(tmp_path: Path) -> None:
@@ -334,6 +366,15 @@ async def test_wrong_values_are_refused_before_the_wire(tmp_path: Path) -> None:
             with pytest.raises(client_errors.InvalidRequest) as caught:
                 await client.search(np.array(bad) if bad != ["a"] else bad)  # type: ignore[arg-type]  # wrong on purpose
             assert caught.value.field == "queries[0]"
+        with pytest.raises(client_errors.InvalidRequest, match="not one of dense, lexical") as caught:
+            await client.search("x", mode="sparse")
+        assert caught.value.field == "mode"
+        with pytest.raises(client_errors.InvalidRequest) as caught:
+            await client.search("x", mode="two-stage", fusion=Fusion(depth=-1))
+        assert caught.value.field == "fusion"
+        with pytest.raises(client_errors.InvalidRequest) as caught:
+            await client.search("x", mode="hybrid", lexical_texts=["a", "b"])
+        assert caught.value.field == "lexical_texts"
         with pytest.raises(client_errors.InvalidRequest, match=r"^k: ") as caught:
             await client.search("q", k=-1)
         assert caught.value.field == "k"
