@@ -103,6 +103,11 @@ class SearchLegs:
             loop.call_soon(self._fill, lane)
         return waiting.future
 
+    @property
+    def lanes(self) -> int:
+        """Kinds of questions that wait or are under way."""
+        return len(self._lanes)
+
     async def close(self) -> None:
         """Cancel what is under way."""
         for task in self._tasks:

@@ -31,7 +31,7 @@ from services.runtime.errors import FailedPrecondition, InvalidArgument, MeshErr
 from services.runtime.server import MeshServer
 from services.runtime.tls import Role, dev_certificates
 from tests.inprocess import running_server
-from tests.integration.router_nodes import DIM, NODES, SimulatedMesh, eventually
+from tests.integration.router_nodes import DIM, NODES, STATISTICS_AGE_MS, SimulatedMesh, eventually
 from tests.traced import Recording, recording
 
 WORDS = ("olive", "temple", "ostracism", "assembly", "trireme", "drachma", "agora", "stoa")
@@ -226,6 +226,33 @@ async def test_the_generator_gets_only_what_is_relevant_and_abstains_on_nothing(
     assert answer.finish_reason == "abstained"
     assert not answer.citations
     assert not any(p.in_prompt for p in answer.provenance)
+
+
+async def test_lexical_needs_no_embedding_and_has_no_use_for_a_least_cosine(door: Door) -> None:
+    await door.upsert(("a", "olive E1234"), ("b", "a trireme"))
+    embedded = len(door.scripted.embedded)
+    lexical = passage_pb2.SEARCH_MODE_LEXICAL
+    reply = await door.stub.Search(
+        router_pb2.SearchRequest(collection="docs", queries=[router_pb2.Query(text="E1234")], mode=lexical),
+        timeout=TIMEOUT_S,
+    )
+    assert found_in(reply) == ["a#0"]
+    assert (reply.mode, reply.lexical_statistics_age_ms) == (lexical, STATISTICS_AGE_MS)
+    call = door.stub.Ask(router_pb2.AskRequest(collection="docs", question="E1234", mode=lexical), timeout=TIMEOUT_S)
+    events = [event async for event in call]
+    assert [entry.passage.passage_id for entry in door.scripted.questions[-1].passages] == ["a#0"]
+    assert events[-1].answer.provenance[0].lexical_rank == 1
+    assert len(door.scripted.embedded) == embedded
+
+
+async def test_hybrid_asks_with_what_words_found_and_not_with_the_nearest_strangers(door: Door) -> None:
+    await door.upsert(("a", "olive E1234"), ("b", "a trireme"))
+    request = router_pb2.AskRequest(
+        collection="docs", question="the stoa of E1234", mode=passage_pb2.SEARCH_MODE_HYBRID
+    )
+    events = [event async for event in door.stub.Ask(request, timeout=TIMEOUT_S)]
+    assert {hit.passage.passage_id for hit in events[0].retrieved.hits} == {"a#0", "b#0"}
+    assert [entry.passage.passage_id for entry in door.scripted.questions[-1].passages] == ["a#0"]
 
 
 async def test_a_client_that_goes_away_stops_the_generator(door: Door, traces: Recording) -> None:
