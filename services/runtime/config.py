@@ -9,6 +9,7 @@ reads the environment: `OSTRAKA_<SECTION>_<KEY>` overrides a scalar of a top-lev
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -20,6 +21,7 @@ from services.runtime.config_sections import (
     EmbedConfig,
     GeneratorConfig,
     MeshConfig,
+    MetadataKind,
     NodeConfig,
     RouterConfig,
     ShardConfig,
@@ -33,6 +35,7 @@ __all__ = (
     "EmbedConfig",
     "GeneratorConfig",
     "MeshConfig",
+    "MetadataKind",
     "NodeConfig",
     "RouterConfig",
     "ShardConfig",
@@ -44,6 +47,11 @@ __all__ = (
 )
 
 ENV_PREFIX = "OSTRAKA_"
+METADATA_FIELDS_MAX = 64
+BUILT_IN_FIELDS: Mapping[str, MetadataKind] = {"document_id": "text", "source": "text"}
+"""What every passage can be filtered by."""
+_FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_FILTER_WORDS = frozenset({"and", "or", "not", "in", "true", "false"})
 MESH_FILE_DEFAULT = "mesh.toml"
 
 
@@ -222,6 +230,8 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
         return Path(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint == Mapping[str, MetadataKind]:
+        return {key: _convert(MetadataKind, kind, f"{name}.{key}") for key, kind in _table(value, name).items()}
     if hint == tuple[str, ...]:
         if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
             return tuple(value)
@@ -287,3 +297,16 @@ def _validate_collection(name: str, c: CollectionConfig, nodes: int) -> None:
             f"{where}: read_quorum {c.read_quorum} + write_quorum {c.write_quorum} <= replicas {c.replicas}, so a read "
             "can miss an acknowledged write; raise one, or set allow_weak = true and give up the promise"
         )
+    _validate_metadata(f"{where}.metadata", c.metadata)
+
+
+def _validate_metadata(where: str, fields_: Mapping[str, MetadataKind]) -> None:
+    if len(fields_) > METADATA_FIELDS_MAX:
+        raise ConfigError(f"[{where}] declares {len(fields_)} fields; at most {METADATA_FIELDS_MAX}")
+    for name in fields_:
+        if not _FIELD_NAME.fullmatch(name):
+            raise ConfigError(f"{where}: {name!r} is not a field name: a letter or _, then up to 63 letters, digits, _")
+        if name in BUILT_IN_FIELDS:
+            raise ConfigError(f"{where}.{name}: {name} is built in, is text, and is not declared")
+        if name.lower() in _FILTER_WORDS:
+            raise ConfigError(f"{where}.{name}: {name} is a word of filter expressions and cannot name a field")

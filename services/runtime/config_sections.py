@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+MetadataKind = Literal["text", "integer", "number", "flag"]
+"""Type of a declared metadata field. A number also takes integers, as the nearest double."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +154,10 @@ class ShardConfig:
     """Superseded rows stay on disk this long, for searches that began before."""
     recall_target: float = 0.99
     """Recall@10 that nprobe and the candidate count are chosen for."""
+    codec_exchange_ms: int = 2_000
+    """How often nodes ask each other for newer codecs, and the owner looks whether one must be trained."""
+    codec_owner_silent_ms: int = 10_000
+    """A node that was not heard for so long leaves the training of codecs to the next one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,3 +185,6 @@ class CollectionConfig:
     """Model id that vectors of this collection must come from."""
     embedding_revision: str = ""
     """Revision of that model; empty: any, and the first seen is reported."""
+    metadata: Mapping[str, MetadataKind] = field(default_factory=dict)
+    """`[collections.NAME.metadata]`: fields that filters may name, with their types. Values of other fields are
+    stored and served, but cannot be filtered by; `source` and `document_id` always can and are not declared."""
