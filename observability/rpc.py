@@ -1,8 +1,8 @@
 """Tracing of RPCs: our own grpc.aio interceptors for servers and callers.
 
 The stock instrumentation loses calls that are cancelled; these end every span, with an outcome. Trace context
-travels as W3C `traceparent` (and `tracestate`) metadata. Health checks, reflection and the replicas' endless gossip are
-not traced; a pull, which gossip leads to when something is missing, is.
+travels as W3C `traceparent` (and `tracestate`) metadata. Health checks, reflection, the replicas' endless gossip and
+questions for newer codecs are not traced; a pull, which gossip leads to when something is missing, is.
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ from observability.call_interceptor import CallInterceptor, Proceed, ServicerCon
 
 TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
-_UNTRACED = ("/grpc.health.", "/grpc.reflection.", "/ostraka.v1.ShardService/Gossip")
+_UNTRACED = (
+    "/grpc.health.",
+    "/grpc.reflection.",
+    "/ostraka.v1.ShardService/Gossip",
+    "/ostraka.v1.ShardService/GetCodec",
+)
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _SERVER_FAULTS = frozenset(
     {

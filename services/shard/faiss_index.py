@@ -87,6 +87,14 @@ class InvertedFile:
         _, found = self._index.search(queries, count, params=parameters)
         return np.asarray(found, dtype=np.int64)
 
+    def fit(self, vectors: Floats) -> tuple[float, float]:
+        """(mean squared residual of float32 rows (n, dim) after coding, mean squared list length / squared mean)."""
+        rows = np.ascontiguousarray(vectors, dtype=np.float32)
+        residuals = rows - self._index.sa_decode(self._index.sa_encode(rows))
+        _, lists = self._index.quantizer.search(rows, 1)
+        lengths = np.bincount(lists[:, 0], minlength=self.lists).astype(np.float64)
+        return float(np.square(residuals).sum(axis=1).mean()), float(np.square(lengths).mean() / lengths.mean() ** 2)
+
     def write(self, path: Path) -> None:
         """Write the index to `path`; the caller makes it durable."""
         faiss.write_index(self._index, str(path))

@@ -19,6 +19,7 @@ from services.runtime.topology_file import ShardTopology, Topology, replica_prob
 from services.shard.damage import DamagedRowError
 from services.shard.engine import Engine, Hooks
 from services.shard.hosted import HostedReplica
+from services.shard.node_codecs import NodeCodecs
 from services.shard.repair import Repair
 from services.shard.store import StoreError
 
@@ -37,25 +38,29 @@ class Node:
         self._tasks: list[asyncio.Task[None]] = []
         self.replicas: Mapping[tuple[str, int], HostedReplica] = _assigned(config, name, topology)
         self.repairs: dict[tuple[str, int], Repair] = {}
+        self.codecs = NodeCodecs(config, name, topology, clock)
         self.loaded = False
 
     async def open(self) -> None:
         """Open every replica; one that cannot be opened is FAILED and the others go on."""
         loop = asyncio.get_running_loop()
+        await asyncio.to_thread(self.codecs.open)
         await asyncio.gather(*(self._open(replica, loop) for replica in self.replicas.values()))
         self.loaded = True
 
     def start(self, addresses: Mapping[str, str]) -> None:
-        """Begin gossip and repair with the peers at `addresses`, by node name."""
+        """Begin gossip, repair and the exchange of codecs with the nodes at `addresses`, by node name."""
+        stubs = {node: self._stub(node, address) for node, address in addresses.items() if node != self.name}
         pulls = asyncio.Semaphore(BULK_PULLS_MAX)
         for key, replica in self.replicas.items():
             if replica.engine is None:
                 continue
             others = [voter.node for voter in replica.members.voters if voter.node != self.name]
-            peers = {node: self._stub(node, addresses[node]) for node in others if node in addresses}
+            peers = {node: stubs[node] for node in others if node in stubs}
             repair = Repair(replica, peers, pulls)
             self.repairs[key] = repair
             self._tasks.append(asyncio.create_task(repair.run(), name=f"repair {replica.replica_id[:8]}"))
+        self._tasks += self.codecs.start(self.replicas, stubs)
 
     async def ready(self) -> None:
         """Wait until every replica that can serve has caught up. Never returns when none can."""
@@ -64,7 +69,7 @@ class Node:
             await asyncio.Event().wait()
 
     async def close(self) -> None:
-        """Stop gossip, finish queued writes, close the files."""
+        """Stop gossip and training, finish queued writes, close the files."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

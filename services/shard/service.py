@@ -18,7 +18,7 @@ from services.runtime.clock import Clock
 from services.runtime.config import Config
 from services.runtime.deadline import Deadline, current_deadline
 from services.runtime.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound, Unavailable
-from services.shard import pulling, search, status
+from services.shard import codec_service, pulling, search, status
 from services.shard.damage import DamagedRowError
 from services.shard.documents import read_documents
 from services.shard.duplicates import differs_from_stored
@@ -179,6 +179,23 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
             digest=view.digest_bytes,
             hlc_max=view.hlc_max,
         )
+
+    async def GetCodec(
+        self, request: shard_pb2.GetCodecRequest, _context: Context[shard_pb2.GetCodecRequest, shard_pb2.CodecChunk]
+    ) -> AsyncIterator[shard_pb2.CodecChunk]:
+        """The collection's codec, if this node knows a greater one than the caller."""
+        self._check_collection(request.collection)
+        async for chunk in codec_service.codec_chunks(self._node.codecs.stores.get(request.collection), request):
+            yield chunk
+
+    async def SampleVectors(
+        self,
+        request: shard_pb2.SampleVectorsRequest,
+        _context: Context[shard_pb2.SampleVectorsRequest, shard_pb2.SampleVectorsResponse],
+    ) -> AsyncIterator[shard_pb2.SampleVectorsResponse]:
+        """How many rows live in a shard, and vectors of some."""
+        async for chunk in codec_service.sample_chunks(self._replica(request.collection, request.shard), request):
+            yield chunk
 
     async def NodeStatus(
         self,

@@ -1,0 +1,193 @@
+"""Training codecs: one task per node that looks now and then whether it owns a collection's codec and one is due.
+
+Rows are sampled from all shards, trained on in one thread of lowest priority, and offered to this node's store; the
+other nodes fetch the result (codec_exchange). A node that dies half way leaves nothing behind: the next owner begins
+anew when this one has been silent for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from observability.logs import logger
+from services.runtime.clock import Clock
+from services.shard import codec_policy as policy
+from services.shard import faiss_index
+from services.shard.codec_policy import Basis, Fit
+from services.shard.codec_sources import CollectionSource, SampleError
+from services.shard.codecs import CodecRecord, CodecRefusedError, CodecStore
+
+FIT_ROWS = 2_048
+"""Rows held out of training, and drawn later to see whether the codec still fits them."""
+FIT_EVERY_ROUNDS = 30
+NICE = 10
+T = TypeVar("T")
+_LOG = logger("shard")
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A new codec before it has a generation."""
+
+    factory: str
+    data: bytes
+    rows: int
+    fit: Fit
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A collection whose codec this node may train."""
+
+    source: CollectionSource
+    store: CodecStore
+    order: Sequence[str]
+    """Nodes that host the collection, in the mesh file's order."""
+
+
+def train(sample: NDArray[np.float16], threads: int = 1) -> Trained:
+    """Train on float16 rows (n, dim); some are held out to measure the fit. Deterministic."""
+    shuffled = sample[np.random.default_rng(faiss_index.SEED).permutation(len(sample))]
+    held_out = min(FIT_ROWS, len(shuffled) // 8)
+    rows = shuffled[held_out:].astype(np.float32)
+    index = faiss_index.train(rows, threads)
+    data = index.codec()
+    return Trained(index.factory, data, len(rows), fit_of(data, shuffled[:held_out]))
+
+
+def fit_of(codec: bytes, rows: NDArray[np.float16]) -> Fit:
+    """How well the codec fits rows float16 (n, dim)."""
+    return Fit(*faiss_index.from_codec(codec).fit(rows.astype(np.float32)))
+
+
+class CodecTraining:
+    """The rounds of one node. Lives in one event loop; training itself runs in a thread."""
+
+    def __init__(
+        self,
+        me: str,
+        subjects: Sequence[Subject],
+        heard_s: Mapping[str, float],
+        clock: Clock,
+        *,
+        rows_min: int,
+        silent_s: float,
+        interval_s: float,
+        trained: Callable[[str], None],
+    ) -> None:
+        """`heard_s`: of the codec exchange. `trained` is told the collection when a new codec is in its store."""
+        self._me = me
+        self._subjects = subjects
+        self._heard_s = heard_s
+        self._clock = clock
+        self._rows_min = rows_min
+        self._silent_s = silent_s
+        self._interval_s = interval_s
+        self._trained = trained
+        self._rounds = 0
+        self.failures: dict[str, str] = {}
+        """Why the last attempt for a collection failed, until one succeeds."""
+
+    async def run(self) -> None:
+        """Look and train until cancelled; one collection at a time."""
+        while True:
+            await asyncio.sleep(self._interval_s)
+            for subject in self._subjects:
+                await self._guarded(subject)
+            self._rounds += 1
+
+    async def _guarded(self, subject: Subject) -> None:
+        collection = subject.source.collection
+        try:
+            await self.look(subject)
+            self.failures.pop(collection, None)
+        except (SampleError, CodecRefusedError, OSError) as error:
+            if self.failures.get(collection) != str(error):
+                _LOG.warning("codec not trained; it is tried again", collection=collection, reason=str(error))
+            self.failures[collection] = str(error)
+        except Exception as error:
+            # A defect here must not end the task: a greater codec may still come from a peer.
+            if collection not in self.failures:
+                _LOG.exception("codec training failed", error, collection=collection)
+            self.failures[collection] = repr(error)
+
+    def owns(self, subject: Subject) -> bool:
+        """Whether this node trains the collection's codec now."""
+        now_s = self._clock.monotonic_s()
+        return policy.owner(subject.order, self._heard_s, self._me, now_s, self._silent_s) == self._me
+
+    async def look(self, subject: Subject) -> bool:
+        """Train if this node should; whether it did. Raises SampleError, CodecRefusedError, OSError."""
+        if not self.owns(subject):
+            return False
+        live = await subject.source.rows_live()
+        rows = sum(live.values())
+        record = subject.store.record()
+        basis = None if record is None else _basis(record)
+        due = self._rounds % FIT_EVERY_ROUNDS == FIT_EVERY_ROUNDS - 1
+        fit = await self._fit(subject, live) if basis and due and rows >= self._rows_min else None
+        reason = policy.reason_to_train(basis, rows, self._rows_min, fit)
+        if not reason:
+            return False
+        collection = subject.source.collection
+        _LOG.info("codec training begins", collection=collection, reason=reason, rows=rows)
+        lists = faiss_index.inverted_lists(max(live.values()))
+        sample = await subject.source.sample(live, policy.training_rows(rows, lists))
+        if not len(sample):
+            raise SampleError(f"no rows of {collection!r} could be read")
+        trained = await in_background(lambda: train(sample))
+        if subject.store.record() != record:
+            return False  # a greater one came while this one was trained
+        made = CodecRecord(
+            generation=1 + (0 if record is None else record.generation),
+            sha256=hashlib.sha256(trained.data).hexdigest(),
+            factory=trained.factory,
+            trained_rows=trained.rows,
+            basis_rows=rows,
+            error_basis=trained.fit.error,
+            imbalance_basis=trained.fit.imbalance,
+        )
+        await asyncio.to_thread(subject.store.offer, made, trained.data)
+        self._trained(collection)
+        return True
+
+    async def _fit(self, subject: Subject, live: Mapping[int, int]) -> Fit | None:
+        codec = await asyncio.to_thread(subject.store.current)
+        if codec is None:
+            return None
+        rows = await subject.source.sample(live, FIT_ROWS)
+        return await in_background(lambda: fit_of(codec.data, rows)) if len(rows) else None
+
+
+def _basis(record: CodecRecord) -> Basis:
+    return Basis(record.generation, record.basis_rows, Fit(record.error_basis, record.imbalance_basis))
+
+
+async def in_background(work: Callable[[], T]) -> T:
+    """Run `work` in a thread of its own with low priority: searches go first when there are too few cores.
+
+    A cancelled caller leaves the thread to itself; it holds nothing that anyone waits for.
+    """
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()  # from here on a cancelled waiter changes nothing
+
+    def run() -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)  # Linux: of this thread alone
+        faiss_index.use_one_thread()
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="codec-training", daemon=True).start()
+    return await asyncio.wrap_future(future)

@@ -1,0 +1,93 @@
+"""The codecs of one node: a store for each collection it hosts, the exchange with other nodes, and training."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from services.runtime.clock import Clock
+from services.runtime.config import Config
+from services.runtime.topology_file import Topology
+from services.shard import faiss_index
+from services.shard.codec_exchange import CodecExchange
+from services.shard.codec_sources import CollectionSource, ShardSource, Stub
+from services.shard.codec_training import CodecTraining, Subject
+from services.shard.codecs import CodecStore, family
+from services.shard.hosted import HostedReplica
+
+CODECS_DIR = "codecs"
+Replicas = Mapping[tuple[str, int], HostedReplica]
+
+
+class NodeCodecs:
+    """Opened before the replicas, which encode with what is here; started with them."""
+
+    def __init__(self, config: Config, name: str, topology: Topology, clock: Clock) -> None:
+        self._config = config
+        self._name = name
+        self._topology = topology
+        self._clock = clock
+        self.stores: dict[str, CodecStore] = {}
+        self.exchange: CodecExchange | None = None
+        self.training: CodecTraining | None = None
+
+    def open(self) -> None:
+        """Read what is on disk. Blocks. Raises OSError."""
+        directory = self._config.data_dir / "nodes" / self._name / CODECS_DIR
+        for collection in sorted({collection for collection, _, _ in self._topology.replicas_of(self._name)}):
+            dim = self._config.collections[collection].dim
+            self.stores[collection] = CodecStore(directory / collection, collection, index_family(dim), dim)
+
+    def start(self, replicas: Replicas, stubs: Mapping[str, Stub]) -> list[asyncio.Task[None]]:
+        """Begin to exchange and to train; the tasks to cancel at the end. `stubs`: by name, of the other nodes."""
+        peers = {
+            collection: {node: stubs[node] for node in self._hosts(collection) if node in stubs}
+            for collection in self.stores
+        }
+        shard = self._config.shard
+        exchange = CodecExchange(self.stores, peers, self._clock, shard.codec_exchange_ms / 1_000)
+        training = CodecTraining(
+            self._name,
+            [self._subject(collection, replicas, stubs) for collection in self.stores],
+            exchange.heard_s,
+            self._clock,
+            rows_min=shard.train_rows_min,
+            silent_s=shard.codec_owner_silent_ms / 1_000,
+            interval_s=shard.codec_exchange_ms / 1_000,
+            trained=self._forget_unused(replicas),
+        )
+        self.exchange, self.training = exchange, training
+        return [
+            asyncio.create_task(exchange.run(), name="codec exchange"),
+            asyncio.create_task(training.run(), name="codec training"),
+        ]
+
+    def _hosts(self, collection: str) -> list[str]:
+        """Nodes with a replica of the collection, in the mesh file's order."""
+        shards = self._topology.collections[collection].shards.values()
+        hosts = {voter.node for members in shards for voter in members.voters}
+        return [node for node in self._config.nodes if node in hosts]
+
+    def _subject(self, collection: str, replicas: Replicas, stubs: Mapping[str, Stub]) -> Subject:
+        sources = []
+        for shard, members in sorted(self._topology.collections[collection].shards.items()):
+            others = {voter.node: stubs[voter.node] for voter in members.voters if voter.node in stubs}
+            sources.append(ShardSource(shard, replicas.get((collection, shard)), others))
+        source = CollectionSource(collection, self._config.collections[collection].dim, sources)
+        return Subject(source, self.stores[collection], self._hosts(collection))
+
+    def _forget_unused(self, replicas: Replicas) -> Callable[[str], None]:
+        def forget(collection: str) -> None:
+            views = [
+                replica.engine.view
+                for (name, _), replica in replicas.items()
+                if name == collection and replica.engine is not None
+            ]
+            self.stores[collection].retain(part.segment.manifest.codec for view in views for part in view.parts)
+
+        return forget
+
+
+def index_family(dim: int) -> str:
+    """The family of factory strings that codecs of the collection have."""
+    return family(f"IVF1,PQ{faiss_index.subquantizers(dim)}x4fs")
