@@ -14,6 +14,7 @@ from services.quorum.gtid import GtidSet
 from services.quorum.rows import HeadRow, Op, PassageRow
 from services.shard import schema
 from services.shard.damage import DamagedRowError, RowName
+from services.shard.metadata_index import MetadataIndex
 from services.shard.rows_reader import RowsReader, passage_of
 from services.shard.store import Database
 from services.shard.view import Change
@@ -24,9 +25,11 @@ PURGE_ROWS = 512
 class RowsWriter(RowsReader):
     """The one writer of a replica. `begin`, any number of calls, `commit` or `rollback`."""
 
-    def __init__(self, database: Database, dim: int) -> None:
+    def __init__(self, database: Database, dim: int, metadata: MetadataIndex | None = None) -> None:
         super().__init__(database)
         self._dim = dim
+        self._metadata = metadata or MetadataIndex({})
+        self._metadata.ensure(database)
         self._now_ms = 0
         self._applied, _ = self.applied()
         self._applied_staged = self._applied
@@ -114,6 +117,7 @@ class RowsWriter(RowsReader):
             rid = self._insert(row)
             if rid is None:
                 continue
+            self._metadata.add(self.database, rid, row.document_id, row.payload)
             self._inserted[rid] = row.vector
             head = self._stored_head(row.document_id)
             version = (schema.to_sql(row.version.hlc), schema.to_sql(row.version.source))
@@ -157,11 +161,17 @@ class RowsWriter(RowsReader):
 
     def purge_superseded(self, before_ms: int) -> int:
         """Delete some rows superseded before `before_ms`; returns how many. Raises StoreError."""
-        self.database.rows(
-            "DELETE FROM passages WHERE rid IN (SELECT rid FROM passages WHERE superseded_ms < ? LIMIT ?)",
+        purged = self.database.rows(
+            "DELETE FROM passages WHERE rid IN (SELECT rid FROM passages WHERE superseded_ms < ? LIMIT ?)"
+            " RETURNING rid, document, payload",
             (before_ms, PURGE_ROWS),
         )
-        return self.database.changed()
+        self._metadata.remove(self.database, purged)
+        return len(purged)
+
+    def mend_metadata(self, rids: Sequence[int]) -> None:
+        """Derive what filters see of these passages anew. Raises StoreError."""
+        self._metadata.mend(self.database, rids)
 
     def _stored_head(self, document_id: str) -> HeadRow | None:
         """The head, or None when it is damaged too: a good one is about to take its place."""
