@@ -36,17 +36,18 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
-class SciFact:
-    """Corpus, test claims and judgements of BEIR SciFact, with prepared all-MiniLM-L6-v2 vectors."""
+class Judged:
+    """A corpus, the judged queries of its test set, and all-MiniLM-L6-v2 vectors where they are prepared."""
 
+    name: str
     corpus: tuple[Document, ...]
-    claims: tuple[tuple[str, str], ...]
+    queries: tuple[tuple[str, str], ...]
     """(query id, text), in the order in which the ids first appear in the judgements."""
     judgements: dict[str, dict[str, float]]
-    corpus_vectors: npt.NDArray[np.float16]
-    """(5183, 384), unit length."""
-    claim_vectors: npt.NDArray[np.float16]
-    """(300, 384), unit length."""
+    corpus_vectors: npt.NDArray[np.float16] | None = None
+    """(documents, 384), unit length."""
+    query_vectors: npt.NDArray[np.float16] | None = None
+    """(queries, 384), unit length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +59,30 @@ class SysDocs:
     """(26112, 384), unit length."""
 
 
-def scifact(root: Path = DATA_DIR) -> SciFact:
-    """Read SciFact. Raises DataAbsentError."""
+def scifact(root: Path = DATA_DIR) -> Judged:
+    """BEIR SciFact: 5,183 abstracts, 300 claims, with vectors. Raises DataAbsentError."""
     folder = root / "beir" / "scifact"
+    corpus_vectors = np.load(_existing(folder / "corpus_minilm_f16.npy"))
+    query_vectors = np.load(_existing(folder / "queries_test_minilm_f16.npy"))
+    data = _judged("scifact", folder, corpus_vectors, query_vectors)
+    assert len(data.corpus) == len(corpus_vectors)
+    assert len(data.queries) == len(query_vectors)
+    return data
+
+
+def cosqa(root: Path = DATA_DIR) -> Judged:
+    """CoSQA: 6,267 Python functions, 500 web queries, without vectors. Raises DataAbsentError."""
+    return _judged("cosqa", root / "beir" / "cosqa")
+
+
+def _judged(
+    name: str,
+    folder: Path,
+    corpus_vectors: npt.NDArray[np.float16] | None = None,
+    query_vectors: npt.NDArray[np.float16] | None = None,
+) -> Judged:
     corpus = tuple(
-        Document(row["_id"], row["title"], row["text"], f"scifact:{row['_id']}")
+        Document(row["_id"], row["title"], row["text"], f"{name}:{row['_id']}")
         for row in _json_lines(folder / "corpus.jsonl.gz")
     )
     texts = {row["_id"]: row["text"] for row in _json_lines(folder / "queries.jsonl.gz")}
@@ -70,16 +90,8 @@ def scifact(root: Path = DATA_DIR) -> SciFact:
     with _existing(folder / "qrels" / "test.tsv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file, delimiter="\t"):
             judgements.setdefault(row["query-id"], {})[row["corpus-id"]] = float(row["score"])
-    data = SciFact(
-        corpus,
-        tuple((query_id, texts[query_id]) for query_id in judgements),
-        judgements,
-        np.load(_existing(folder / "corpus_minilm_f16.npy")),
-        np.load(_existing(folder / "queries_test_minilm_f16.npy")),
-    )
-    assert len(data.corpus) == len(data.corpus_vectors)
-    assert len(data.claims) == len(data.claim_vectors)
-    return data
+    queries = tuple((query_id, texts[query_id]) for query_id in judgements)
+    return Judged(name, corpus, queries, judgements, corpus_vectors, query_vectors)
 
 
 def sysdocs(root: Path = DATA_DIR) -> SysDocs:

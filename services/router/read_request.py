@@ -13,7 +13,7 @@ from services.quorum.gtid import GtidSet
 from services.quorum.session import decode_session
 from services.router.catalogue import Catalogue, Collection
 from services.router.identifiers import document_id_problem, parse_passage_id
-from services.router.search_mode import Ranking, ranking_of
+from services.router.search_mode import HYBRID, TWO_STAGE, Ranking, ranking_of
 from services.router.vectors import unit, vector_problem
 from services.runtime.config import RouterConfig
 from services.runtime.errors import FailedPrecondition, InvalidArgument
@@ -24,6 +24,9 @@ ANSWER_TOKENS_DEFAULT = 256
 ANSWER_TOKENS_MAX = 4_096
 # Hits one call may return: with passages of a kilobyte this stays under the default message limit.
 HITS_MAX = 16_384
+# Candidates one shard's answer may hold for HYBRID and TWO_STAGE, where each hit asked for costs many: at the default
+# depth that is 40 hybrid queries in one call.
+CANDIDATES_MAX = 8_192
 
 Level = passage_pb2.ConsistencyLevel
 _LEVELS = {
@@ -205,10 +208,10 @@ def _check_size(ranking: Ranking, queries: int) -> None:
             "k",
         )
     candidates = ranking.depth * ranking.lists * queries
-    if candidates > HITS_MAX:
+    if ranking.mode in (HYBRID, TWO_STAGE) and candidates > CANDIDATES_MAX:
         raise InvalidArgument(
             f"{queries} queries take {candidates} candidates from a shard at depth {ranking.depth}; one call takes at "
-            f"most {HITS_MAX}; ask fewer queries at once, or set a smaller depth",
+            f"most {CANDIDATES_MAX}; ask fewer queries at once, or set a smaller depth",
             "fusion.depth",
         )
 

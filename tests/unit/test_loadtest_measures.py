@@ -51,11 +51,13 @@ def test_prepared_scifact_vectors_reach_the_reference() -> None:
         data = datasets.scifact()
     except datasets.DataAbsentError as absent:
         pytest.skip(str(absent))
-    scores = data.claim_vectors.astype(np.float32) @ data.corpus_vectors.astype(np.float32).T
+    assert data.query_vectors is not None
+    assert data.corpus_vectors is not None
+    scores = data.query_vectors.astype(np.float32) @ data.corpus_vectors.astype(np.float32).T
     best = np.argsort(-scores, axis=1)[:, :10]
     values = [
         ndcg([data.corpus[row].document_id for row in rows], data.judgements[query_id])
-        for rows, (query_id, _) in zip(best, data.claims, strict=True)
+        for rows, (query_id, _) in zip(best, data.queries, strict=True)
     ]
     assert len(values) == 300
     assert sum(values) / 300 == pytest.approx(0.644, abs=0.002)

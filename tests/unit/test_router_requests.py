@@ -135,7 +135,7 @@ BAD_SEARCHES: list[tuple[router_pb2.SearchRequest, type[MeshError], str]] = [
         InvalidArgument,
         "fusion.rank_constant",
     ),
-    (router_pb2.SearchRequest(collection="docs", queries=[TEXT] * 82, mode=HYBRID), InvalidArgument, "fusion.depth"),
+    (router_pb2.SearchRequest(collection="docs", queries=[TEXT] * 41, mode=HYBRID), InvalidArgument, "fusion.depth"),
     (
         router_pb2.SearchRequest(collection="docs", queries=[TEXT, query(vector=GOOD)], mode=HYBRID),
         InvalidArgument,
