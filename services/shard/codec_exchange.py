@@ -46,7 +46,8 @@ class CodecExchange:
         self._interval_s = interval_s
         self._slots = asyncio.Semaphore(ASKED_AT_ONCE)
         self._hint = asyncio.Event()
-        self._refused: set[tuple[str, str]] = set()
+        self.refused: set[tuple[str, str]] = set()
+        """(collection, node) whose last codec was not sound."""
         began_s = clock.monotonic_s()
         self.heard_s: dict[str, float] = {node: began_s for nodes in peers.values() for node in nodes}
         """When each node last answered; at first, when listening began."""
@@ -83,12 +84,12 @@ class CodecExchange:
             self.heard_s[node] = self._clock.monotonic_s()
             if found is not None:
                 await asyncio.to_thread(self._stores[collection].offer, *found)
-            self._refused.discard((collection, node))
+            self.refused.discard((collection, node))
         except grpc.aio.AioRpcError as error:
             _LOG.debug("node not asked for codecs", collection=collection, peer=node, error=error.code().name)
         except _RECOVERABLE as error:
-            if (collection, node) not in self._refused:
-                self._refused.add((collection, node))
+            if (collection, node) not in self.refused:
+                self.refused.add((collection, node))
                 _LOG.warning("codec not taken", collection=collection, peer=node, reason=str(error))
         except Exception as error:
             # A defect met with one node ends neither the round nor the exchange.
