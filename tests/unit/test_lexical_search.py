@@ -178,7 +178,7 @@ def test_a_cut_or_foreign_file_is_refused(tmp_path: Path) -> None:
     data = (tmp_path / "1.bin").read_bytes()
     for bad in (data[:40], data[:-1], b"x" * len(data)):
         (tmp_path / "bad.bin").write_bytes(bad)
-        with pytest.raises(LexicalFileError, match="bad.bin"):
+        with pytest.raises(LexicalFileError, match=r"bad\.bin"):
             open_lexical(tmp_path / "bad.bin")
 
 
