@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,10 +21,12 @@ from services.quorum.replica import ReplicaCore, ReplicaLimits
 from services.quorum.rows import PullBundle, WriteBatch
 from services.quorum.status import ReplicaStatus
 from services.runtime.clock import Clock
-from services.runtime.config import ShardConfig
+from services.runtime.config import MetadataKind, ShardConfig
 from services.shard import schema
 from services.shard.damage import DamagedRowError, RowName
+from services.shard.filtering import Filters
 from services.shard.loading import load_view, remove_strays
+from services.shard.metadata_index import MetadataIndex
 from services.shard.readers import Readers
 from services.shard.rows_reader import RowsReader
 from services.shard.rows_writer import RowsWriter
@@ -74,8 +76,12 @@ class Engine:
         config: ShardConfig,
         clock: Clock,
         hooks: Hooks | None = None,
+        metadata: Mapping[str, MetadataKind] | None = None,
     ) -> None:
-        """Open or create the database in `directory` and rebuild the view. Raises StoreError, DamagedRowError."""
+        """Open or create the database in `directory` and rebuild the view. `metadata`: what filters may name.
+
+        Raises StoreError, DamagedRowError.
+        """
         self.directory = directory
         self.replica_id = replica_id
         self.dim = dim
@@ -85,7 +91,8 @@ class Engine:
         self._clock = clock
         self._database = Database(directory / DATABASE_FILE, writable=True)
         schema.create(self._database, replica_id)
-        self._rows = RowsWriter(self._database, dim)
+        self.filters = Filters(MetadataIndex(metadata or {}))
+        self._rows = RowsWriter(self._database, dim, self.filters.index)
         loaded = load_view(self._rows, self.segments_dir, dim)
         self._view = loaded.view
         self._damaged: frozenset[RowName] = frozenset(loaded.damaged_rows)
@@ -146,6 +153,10 @@ class Engine:
     def purge(self) -> Future[int]:
         """Delete some rows superseded long ago; the result is how many."""
         return self._writer.run(self._purge)
+
+    def mend_metadata(self, rids: Sequence[int]) -> Future[None]:
+        """Derive anew what filters see of these passages: the index was found wrong about them."""
+        return self._writer.run(lambda: self._mend_metadata(rids))
 
     def probe(self) -> Future[None]:
         """See whether a read-only replica can write again."""
@@ -306,6 +317,18 @@ class Engine:
             self._abort(error)
             raise
         return purged
+
+    def _mend_metadata(self, rids: Sequence[int]) -> None:
+        try:
+            self._rows.begin(self._clock.wall_ms())
+            self._rows.mend_metadata(rids)
+            self._rows.commit()
+        except BaseException as error:
+            self._abort(error)
+            raise
+        finally:
+            self.filters.cache.clear()
+        _LOG.warning("metadata index mended", replica=self.replica_id, rows=len(rids))
 
     def _probe(self) -> None:
         try:

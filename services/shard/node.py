@@ -106,7 +106,10 @@ class Node:
 
         hooks = Hooks(published=replica.published, damaged=damaged)
         epoch = replica.members.epoch
-        return Engine(directory, replica.replica_id, epoch, replica.dim, self._config.shard, self._clock, hooks)
+        metadata = self._config.collections[replica.collection].metadata
+        return Engine(
+            directory, replica.replica_id, epoch, replica.dim, self._config.shard, self._clock, hooks, metadata
+        )
 
 
 def _assigned(config: Config, name: str, topology: Topology) -> dict[tuple[str, int], HostedReplica]:

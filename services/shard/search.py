@@ -11,7 +11,9 @@ from opentelemetry.trace import Span
 
 from observability import names, spans
 from ostraka.v1 import shard_pb2
+from services.runtime.conditions import Condition
 from services.shard import view_search
+from services.shard.filtering import Filters
 from services.shard.readers import Readers
 from services.shard.rows_reader import LiveRow
 from services.shard.view import View
@@ -31,12 +33,27 @@ class SearchTask:
     k: int
     exact: bool
     include_payload: bool
+    condition: Condition | None = None
+    """What a passage must meet to be found; None: nothing."""
 
 
-def run(view: View, readers: Readers, task: SearchTask) -> list[shard_pb2.ShardQueryResult]:
+def narrowed(view: View, readers: Readers, task: SearchTask, filters: Filters) -> View:
+    """The view restricted to what meets the task's condition, for `run`.
+
+    Raises MetadataUnavailableError, DamagedRowError, StoreError.
+    """
+    if task.condition is None:
+        return view
+    with readers.lend() as reader:
+        return filters.restrict(view, task.condition, reader)
+
+
+def run(
+    view: View, readers: Readers, task: SearchTask, filters: Filters | None = None
+) -> list[shard_pb2.ShardQueryResult]:
     """The best `k` of each query by (score descending, document, ordinal), fewer only when fewer rows live.
 
-    Raises DamagedRowError, ViewExpiredError, StoreError.
+    Raises DamagedRowError, ViewExpiredError, MetadataDamagedError, StoreError.
     """
     found = view_search.search(view, task.queries, task.k, exact=task.exact)
     wanted = {int(rid) for candidates in found for rid in candidates.rids}
@@ -44,6 +61,8 @@ def run(view: View, readers: Readers, task: SearchTask) -> list[shard_pb2.ShardQ
         rows = reader.by_rid(wanted)
     if len(rows) < len(wanted):
         raise ViewExpiredError(f"{len(wanted) - len(rows)} rows of view {view.number} are gone")
+    if task.condition is not None and filters is not None:
+        filters.check({rid: row.passage for rid, row in rows.items()}, task.condition)
     names_of_parts = view_search.part_names(view)
     return [_result(candidates, rows, names_of_parts, task) for candidates in found]
 
@@ -83,8 +102,10 @@ def open_spans(traceparents: Sequence[str], shard: int, replica_id: str, leg_rol
     return [spans.start_span(names.SPAN_SEARCH, attributes=attributes, parent=parent or None) for parent in distinct]
 
 
-def describe(held: Sequence[Span], view: View, task: SearchTask, queue_wait_us: int, search_us: int) -> None:
-    """Put what was searched onto the spans."""
+def describe(
+    held: Sequence[Span], view: View, matching: int, task: SearchTask, queue_wait_us: int, search_us: int
+) -> None:
+    """Put what was searched onto the spans; `matching` rows met the filter, whose values stay out of traces."""
     nprobe = max((part.segment.manifest.nprobe for part in view.parts), default=0)
     for span in held:
         span.set_attributes(
@@ -97,6 +118,8 @@ def describe(held: Sequence[Span], view: View, task: SearchTask, queue_wait_us: 
                 names.SEGMENTS: len(view.parts),
                 names.ROWS_LIVE: view.rows_live,
                 names.ROWS_DEAD: view.rows_dead,
+                names.ROWS_MATCHING: matching,
+                names.FILTERED: task.condition is not None,
                 names.NPROBE: nprobe,
             }
         )

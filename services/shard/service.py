@@ -18,11 +18,13 @@ from services.runtime.clock import Clock
 from services.runtime.config import Config
 from services.runtime.deadline import Deadline, current_deadline
 from services.runtime.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from services.runtime.filter_check import condition_of
 from services.shard import codec_service, pulling, search, status
 from services.shard.damage import DamagedRowError
 from services.shard.documents import read_documents
 from services.shard.duplicates import differs_from_stored
 from services.shard.engine import Engine
+from services.shard.filtering import FILTER_FAILURES, MetadataDamagedError
 from services.shard.hosted import HostedReplica
 from services.shard.node import Node
 from services.shard.search_pool import PoolFullError, SearchPool
@@ -108,7 +110,9 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         except WireError as error:
             raise InvalidArgument(str(error), error.field) from error
         deadline = current_deadline().minus_ms(ANSWER_MS)
-        task = search.SearchTask(queries, request.k, request.exact, request.include_payload)
+        declared = self._config.collections[request.collection].metadata
+        condition = condition_of(request.filter, declared) if request.HasField("filter") else None
+        task = search.SearchTask(queries, request.k, request.exact, request.include_payload, condition)
         legs = [
             self._leg(request, leg, require, task, deadline)
             for leg, require in zip(request.shards, requires, strict=True)
@@ -283,7 +287,7 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
             result.status, result.message = shard_pb2.REPLICA_STATUS_NOT_COVERED, str(error)
         except PoolFullError as error:
             result.status, result.message = shard_pb2.REPLICA_STATUS_OVERLOADED, str(error)
-        except (DamagedRowError, StoreError, search.ViewExpiredError) as error:
+        except (DamagedRowError, StoreError, search.ViewExpiredError, *FILTER_FAILURES) as error:
             result.status, result.message = shard_pb2.REPLICA_STATUS_FAILED, str(error)
         except BaseException as error:
             for span in held:
@@ -327,26 +331,31 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         if engine.damaged:
             raise DamagedRowError(tuple(engine.damaged))
 
-        def work(queue_wait_us: int) -> tuple[list[shard_pb2.ShardQueryResult], View, int, int]:
+        def attempt(searched: View) -> tuple[list[shard_pb2.ShardQueryResult], View, int]:
+            matching = search.narrowed(searched, engine.readers, task, engine.filters)
+            return search.run(matching, engine.readers, task, engine.filters), searched, matching.rows_live
+
+        def work(queue_wait_us: int) -> tuple[list[shard_pb2.ShardQueryResult], View, int, int, int]:
             began = self._clock.monotonic_s()
-            searched = view
             try:
-                found = search.run(searched, engine.readers, task)
+                found = attempt(view)
             except search.ViewExpiredError:
-                searched = engine.view
-                found = search.run(searched, engine.readers, task)
-            search_us = int((self._clock.monotonic_s() - began) * 1e6)
-            return found, searched, queue_wait_us, search_us
+                found = attempt(engine.view)
+            return *found, queue_wait_us, int((self._clock.monotonic_s() - began) * 1e6)
 
         try:
-            found, searched, result.queue_wait_us, result.search_us = await self._pool.run(work, deadline)
+            outcome = await self._pool.run(work, deadline)
+            found, searched, result.rows_matching, result.queue_wait_us, result.search_us = outcome
         except DamagedRowError as error:
             engine.note_damage(error.names)
             raise
         except StoreError as error:
             engine.note_failure(error)
             raise
-        search.describe(held, searched, task, result.queue_wait_us, result.search_us)
+        except MetadataDamagedError as error:
+            engine.mend_metadata(error.rids)
+            raise
+        search.describe(held, searched, result.rows_matching, task, result.queue_wait_us, result.search_us)
         _fill_view(result, searched)
         result.results.extend(found)
         result.status = shard_pb2.REPLICA_STATUS_OK
