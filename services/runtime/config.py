@@ -12,7 +12,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -20,6 +20,7 @@ from services.runtime.config_sections import (
     CollectionConfig,
     EmbedConfig,
     GeneratorConfig,
+    LexicalConfig,
     MeshConfig,
     MetadataKind,
     NodeConfig,
@@ -34,6 +35,7 @@ __all__ = (
     "ConfigError",
     "EmbedConfig",
     "GeneratorConfig",
+    "LexicalConfig",
     "MeshConfig",
     "MetadataKind",
     "NodeConfig",
@@ -53,6 +55,7 @@ BUILT_IN_FIELDS: Mapping[str, MetadataKind] = {"document_id": "text", "source": 
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _FILTER_WORDS = frozenset({"and", "or", "not", "in", "true", "false"})
 MESH_FILE_DEFAULT = "mesh.toml"
+LEXICAL_K1_MAX = 10.0
 
 
 class ConfigError(ValueError):
@@ -230,6 +233,8 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
         return Path(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if is_dataclass(hint):
+        return _build(hint, _table(value, name), name)
     if hint == Mapping[str, MetadataKind]:
         return {key: _convert(MetadataKind, kind, f"{name}.{key}") for key, kind in _table(value, name).items()}
     if hint == tuple[str, ...]:
@@ -298,6 +303,10 @@ def _validate_collection(name: str, c: CollectionConfig, nodes: int) -> None:
             "can miss an acknowledged write; raise one, or set allow_weak = true and give up the promise"
         )
     _validate_metadata(f"{where}.metadata", c.metadata)
+    if not 0 <= c.lexical.k1 <= LEXICAL_K1_MAX:
+        raise ConfigError(f"{where}.lexical.k1 must be from 0 to {LEXICAL_K1_MAX}, not {c.lexical.k1}")
+    if not 0 <= c.lexical.b <= 1:
+        raise ConfigError(f"{where}.lexical.b must be from 0 to 1, not {c.lexical.b}")
 
 
 def _validate_metadata(where: str, fields_: Mapping[str, MetadataKind]) -> None:

@@ -168,6 +168,18 @@ class NodeConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LexicalConfig:
+    """`[collections.NAME.lexical]`: how the texts of a collection are analysed and scored."""
+
+    language: Literal["english", "none"] = "english"
+    """`english` drops stop words and endings; `none` takes words as they are. Changed, all words are indexed anew."""
+    k1: float = 1.5
+    """BM25: how soon further occurrences of a term add little."""
+    b: float = 0.75
+    """BM25: how much a long passage is held against it, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CollectionConfig:
     """`[collections.NAME]`: a named set of documents with one embedding model."""
 
@@ -188,3 +200,5 @@ class CollectionConfig:
     metadata: Mapping[str, MetadataKind] = field(default_factory=dict)
     """`[collections.NAME.metadata]`: fields that filters may name, with their types. Values of other fields are
     stored and served, but cannot be filtered by; `source` and `document_id` always can and are not declared."""
+    lexical: LexicalConfig = field(default_factory=LexicalConfig)
+    """`[collections.NAME.lexical]`: how words are searched for."""

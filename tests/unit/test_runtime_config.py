@@ -112,3 +112,33 @@ def test_load_refuses_what_it_cannot_read(tmp_path: Path) -> None:
     broken.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match=r"broken\.toml"):
         load(broken, {})
+
+
+@pytest.mark.parametrize(
+    ("lexical", "message"),
+    [
+        ({"language": "klingon"}, "lexical.language must be one of english, none"),
+        ({"k1": float("nan")}, "lexical.k1 must be from 0 to 10"),
+        ({"b": 1.5}, "lexical.b must be from 0 to 1"),
+        ({"stemmer": "porter"}, "has no key 'stemmer'; known: b, k1, language"),
+        (3, "must be a table"),
+    ],
+)
+def test_a_bad_lexical_section_is_named(lexical: object, message: str) -> None:
+    raw = {
+        "nodes": {"n1": {"address": "127.0.0.1:1"}},
+        "collections": {"docs": {"replicas": 1, "read_quorum": 1, "write_quorum": 1, "lexical": lexical}},
+    }
+    with pytest.raises(ConfigError, match=message):
+        parse(raw, Path("mesh.toml"), {})
+
+
+def test_a_collection_says_how_its_words_are_searched() -> None:
+    raw = {
+        "nodes": {"n1": {"address": "127.0.0.1:1"}},
+        "collections": {
+            "docs": {"replicas": 1, "read_quorum": 1, "write_quorum": 1, "lexical": {"language": "none", "k1": 1}}
+        },
+    }
+    lexical = parse(raw, Path("mesh.toml"), {}).collections["docs"].lexical
+    assert (lexical.language, lexical.k1, lexical.b) == ("none", 1.0, 0.75)
