@@ -46,7 +46,7 @@ class Fusion:
     lexical_weight: float | None = None
     """Absent: 1."""
     rank_constant: int | None = None
-    """Absent: 60. A passage of rank r adds weight / (rank_constant + r)."""
+    """Absent: 10. A passage of rank r adds weight / (rank_constant + r)."""
     depth: int | None = None
     """Candidates taken from each list, at least k. Absent: max(k, 100)."""
 

@@ -66,7 +66,7 @@ LexicalWeightOption: TypeAlias = Annotated[
     float | None, typer.Option("--lexical-weight", help="hybrid: how much words count; 1 when not given.")
 ]
 RankConstantOption: TypeAlias = Annotated[
-    int | None, typer.Option("--rank-constant", help="hybrid: smaller favours the first ranks; 60 when not given.")
+    int | None, typer.Option("--rank-constant", help="hybrid: smaller favours the first ranks; 10 when not given.")
 ]
 DepthOption: TypeAlias = Annotated[
     int | None, typer.Option("--depth", help="hybrid, two-stage: candidates from each list; 100 when not given.")

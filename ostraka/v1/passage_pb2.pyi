@@ -476,7 +476,7 @@ class Fusion(_message.Message):
     lexical_weight: _builtins.float
     """absent: 1"""
     rank_constant: _builtins.int
-    """absent: 60; at least 1"""
+    """absent: 10; at least 1"""
     depth: _builtins.int
     """candidates taken from each list, at least k; absent: max(k, 100)"""
     def __init__(

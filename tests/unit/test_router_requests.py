@@ -213,7 +213,7 @@ def test_a_good_search(catalogue: Catalogue, config: Config) -> None:
     [
         (LEXICAL, None, Ranking(LEXICAL, 10, 10)),
         (HYBRID, None, Ranking(HYBRID, 10, 100, Weights())),
-        (HYBRID, Fusion(depth=10, dense_weight=0.0), Ranking(HYBRID, 10, 10, Weights(0.0, 1.0, 60))),
+        (HYBRID, Fusion(depth=10, dense_weight=0.0), Ranking(HYBRID, 10, 10, Weights(0.0, 1.0))),
         (HYBRID, Fusion(rank_constant=1, lexical_weight=2.5), Ranking(HYBRID, 10, 100, Weights(1.0, 2.5, 1))),
         (TWO_STAGE, Fusion(depth=50), Ranking(TWO_STAGE, 10, 50, Weights())),
     ],
