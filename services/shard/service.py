@@ -19,7 +19,7 @@ from services.runtime.config import Config
 from services.runtime.deadline import Deadline, current_deadline
 from services.runtime.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from services.runtime.filter_check import condition_of
-from services.shard import codec_service, pulling, search, status
+from services.shard import codec_service, list_service, pulling, search, status
 from services.shard.damage import DamagedRowError
 from services.shard.documents import read_documents
 from services.shard.duplicates import differs_from_stored
@@ -143,6 +143,32 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
                 status=status_to_wire(refusal or ReplicaStatus.UNKNOWN_REPLICA), message=message
             )
         return await self._documents(replica, replica.engine, request, require, deadline)
+
+    async def ListDocuments(
+        self,
+        request: shard_pb2.ListShardDocumentsRequest,
+        _context: Context[shard_pb2.ListShardDocumentsRequest, shard_pb2.ListShardDocumentsResponse],
+    ) -> shard_pb2.ListShardDocumentsResponse:
+        """Live documents in the order of their ids, one page."""
+        self._check_collection(request.collection)
+        declared = self._config.collections[request.collection].metadata
+        task, require = list_service.list_task(request, declared)
+        deadline = current_deadline().minus_ms(ANSWER_MS)
+        replica = self._replica(request.collection, request.shard)
+        refusal, message = self._readable(replica, request.epoch)
+        if refusal is not None or replica is None or replica.engine is None:
+            return shard_pb2.ListShardDocumentsResponse(
+                status=status_to_wire(refusal or ReplicaStatus.UNKNOWN_REPLICA), message=message
+            )
+
+        async def cover(replica: HostedReplica = replica) -> str:
+            try:
+                await self._covering(replica, require, request.holders, request.wait_ms, deadline)
+            except NotCoveredError as error:
+                return str(error)
+            return ""
+
+        return await list_service.answer(replica.engine, task, self._pool, cover, deadline)
 
     async def Pull(
         self, request: shard_pb2.PullRequest, _context: Context[shard_pb2.PullRequest, shard_pb2.PullResponse]
