@@ -67,6 +67,9 @@ class RowTerms:
     """Terms of the passage, repeated ones counted: their frequencies' sum."""
 
 
+NO_TERMS: Final = RowTerms(np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.uint16), 0)
+
+
 @dataclass(frozen=True, slots=True)
 class QueryTerms:
     """The distinct terms of one query, ascending."""

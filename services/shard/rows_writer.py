@@ -6,16 +6,20 @@ tables and answers afterwards, as one `Change`, which rows left the view and whi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from services.quorum.gtid import GtidSet
 from services.quorum.rows import HeadRow, Op, PassageRow
 from services.shard import schema
+from services.shard.analyzer import analyzer
 from services.shard.damage import DamagedRowError, RowName
+from services.shard.lexical_ahead import TermsAhead
 from services.shard.metadata_index import MetadataIndex
-from services.shard.rows_reader import RowsReader, passage_of
+from services.shard.rows_reader import OP_COLUMNS, RowsReader, passage_of
 from services.shard.store import Database
 from services.shard.view import Change
 
@@ -25,18 +29,34 @@ PURGE_ROWS = 512
 class RowsWriter(RowsReader):
     """The one writer of a replica. `begin`, any number of calls, `commit` or `rollback`."""
 
-    def __init__(self, database: Database, dim: int, metadata: MetadataIndex | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        dim: int,
+        metadata: MetadataIndex | None = None,
+        terms: TermsAhead | None = None,
+    ) -> None:
         super().__init__(database)
         self._dim = dim
+        self._terms = terms or TermsAhead(analyzer("english"))
         self._metadata = metadata or MetadataIndex({})
         self._metadata.ensure(database)
         self._now_ms = 0
         self._applied, _ = self.applied()
         self._applied_staged = self._applied
+        stored = read_state(database)
+        if stored is None:
+            raise StoreCorruptError(f"{database.path}: the state record fails its checksum")
+        self._state = stored
+        self._hlc_max = stored.hlc_max
+        self._bits = LiveBitsWriter(database)
+        self._unborn: set[int] = set()  # live by their head, but damaged: alive in no view
+        self._lost_heads: set[str] = set()  # read in this transaction and damaged
+        self._recount = False
         self._dead: set[int] = set()
-        self._born: dict[int, bytes] = {}
+        self._born: dict[int, PassageRow] = {}
         self._heads: dict[str, HeadRow | None] = {}  # read or written in this transaction
-        self._inserted: dict[int, bytes] = {}  # vectors of rows added in this transaction
+        self._inserted: dict[int, PassageRow] = {}  # added in this transaction
         self._damaged: list[RowName] = []
         self._digest = 0
         self._documents = 0
@@ -52,14 +72,21 @@ class RowsWriter(RowsReader):
         self._now_ms = now_ms
         self._dead, self._born = set(), {}
         self._digest, self._documents = 0, 0
-        self._applied_staged = self._applied
+        self._unborn, self._lost_heads, self._recount = set(), set(), False
+        self._applied_staged, self._hlc_max = self._applied, self._state.hlc_max
         self.database.begin()
 
     def commit(self) -> Change:
         """Make the transaction durable and say what it changed. Raises StoreError; roll back then."""
+        terms = [self._terms.take(row.payload) for row in self._born.values()]
+        flat = b"".join(row.vector for row in self._born.values())
+        state = self._next_state()
+        if state != self._state:
+            write_state(self.database, state)
         self.database.commit()
+        self._bits.committed()
+        self._state = state
         self._applied, self._heads = self._applied_staged, {}
-        flat = b"".join(self._born.values())
         return Change(
             dead=np.array(sorted(self._dead), dtype=np.int64),
             born=np.array(list(self._born), dtype=np.int64),
@@ -67,11 +94,13 @@ class RowsWriter(RowsReader):
             digest=self._digest,
             documents=self._documents,
             damaged=tuple(self._damaged),
+            terms=terms,
         )
 
     def rollback(self) -> None:
         """Undo everything since `begin`. Raises StoreError."""
         self._heads = {}
+        self._bits.rolled_back()
         self.database.rollback()
 
     def head(self, document_id: str) -> HeadRow | None:
@@ -83,22 +112,43 @@ class RowsWriter(RowsReader):
             self._heads[document_id] = found
         return found
 
+    def damaged(self, document_ids: Sequence[str]) -> bool:
+        """Whether the head of any of these documents fails its checksum; those are reported with the commit."""
+        found = False
+        for document_id in document_ids:
+            try:
+                self.head(document_id)
+            except DamagedRowError as error:
+                self._damaged += error.names
+                found = True
+        return found
+
+    def conflicts(self, batch: WriteBatch) -> bool:
+        """Whether rows of the batch's version are stored here with other content. Raises StoreError."""
+        return duplicates.conflicts(self, batch)
+
     def put_head(self, head: HeadRow) -> None:
         """Replace the document's head, which the caller knows to be older or absent. Raises StoreError."""
         old = self._stored_head(head.document_id)
+        lost = head.document_id in self._lost_heads
         version = (schema.to_sql(head.version.hlc), schema.to_sql(head.version.source))
         self.database.rows(
             "INSERT OR REPLACE INTO heads (document, hlc, src, n, sum) VALUES (?, ?, ?, ?, ?)",
             (head.document_id, *version, head.passages, schema.head_sum(head)),
         )
         self._heads[head.document_id] = head
-        self._count(old, head)
+        self._lost_heads.discard(head.document_id)
+        if lost:
+            self._recount = True
+        else:
+            self._count(old, head)
         superseded: list[int] = []
         for rid, ordinal, hlc, source, since_ms in self.database.rows(
             "SELECT rid, ordinal, hlc, src, superseded_ms FROM passages WHERE document = ?", (head.document_id,)
         ):
             name = (ordinal, (hlc, source))
-            was = old is not None and _is_live(name, old)
+            # What a damaged head declared is no longer known, but which rows lived by it is.
+            was = self._bits.is_live(rid) if lost else old is not None and _is_live(name, old)
             now = _is_live(name, head)
             if was and not now:
                 self._dies(rid)
@@ -112,26 +162,27 @@ class RowsWriter(RowsReader):
             )
 
     def put_passages(self, rows: Sequence[PassageRow]) -> None:
-        """Store rows; one that is there already is kept, unless its checksum fails. Raises StoreError."""
+        """Store rows. One that is there already is kept, unless it fails its checksum; of two with other content the
+        one with the greater checksum stays, so that replicas agree whatever came first. Raises StoreError."""
         for row in rows:
             rid = self._insert(row)
             if rid is None:
                 continue
             self._metadata.add(self.database, rid, row.document_id, row.payload)
-            self._inserted[rid] = row.vector
+            self._inserted[rid] = row
             head = self._stored_head(row.document_id)
             version = (schema.to_sql(row.version.hlc), schema.to_sql(row.version.source))
             if head is not None and _is_live((row.ordinal, version), head):
-                self._born[rid] = row.vector
+                self._born[rid] = row
 
     def put_op(self, op: Op) -> None:
         """Remember what a batch wrote. Raises StoreError."""
         gtid = (schema.to_sql(op.gtid.source), schema.to_sql(op.gtid.seq))
         version = (schema.to_sql(op.version.hlc), schema.to_sql(op.version.source))
-        self.database.rows(
-            "INSERT OR IGNORE INTO ops (src, seq, hlc, version_src, documents) VALUES (?, ?, ?, ?, ?)",
-            (*gtid, *version, schema.documents_to_sql(tuple(op.document_ids))),
-        )
+        row = (*gtid, *version, schema.documents_to_sql(op.document_ids), op.content, schema.op_sum(op))
+        self.database.rows(f"INSERT OR IGNORE INTO ops ({OP_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        if not self.database.changed() and self.op(op.gtid) is None:
+            self.database.rows(f"INSERT OR REPLACE INTO ops ({OP_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)
 
     def put_state(self, applied_added: GtidSet, hlc_max: int) -> None:
         """Extend the applied set and raise the clock. Raises StoreError."""
@@ -148,7 +199,11 @@ class RowsWriter(RowsReader):
                 "INSERT INTO applied (src, lo, hi) VALUES (?, ?, ?)",
                 [(biased, schema.to_sql(lo), schema.to_sql(hi)) for lo, hi in sorted(new - old)],
             )
-        self.database.rows("INSERT OR REPLACE INTO meta (k, v) VALUES ('hlc_max', ?)", (schema.to_sql(hlc_max),))
+        self._hlc_max = hlc_max
+
+    def put_probe(self) -> None:
+        """Write something, to see whether that is possible. Raises StoreError."""
+        self.database.rows("INSERT OR REPLACE INTO meta (k, v) VALUES ('probe', ?)", (self._now_ms,))
 
     def put_segment(self, name: str, manifest_sha256: str, replaced: Sequence[str]) -> None:
         """Publish a segment in place of others. Raises StoreError."""
@@ -161,10 +216,18 @@ class RowsWriter(RowsReader):
 
     def purge_superseded(self, before_ms: int) -> int:
         """Delete some rows superseded before `before_ms`; returns how many. Raises StoreError."""
+        listed = self.database.rows(
+            "SELECT rid FROM passages WHERE superseded_ms < ? LIMIT ?", (before_ms, PURGE_ROWS)
+        )
+        # The mark carries no checksum: a flipped bit in it must not cost a live row.
+        marked = [row[0] for row in listed]
+        dead = [rid for rid in marked if not self._bits.is_live(rid)]
+        if len(dead) < len(marked):
+            cleared = [(rid,) for rid in set(marked).difference(dead)]
+            self.database.many("UPDATE passages SET superseded_ms = NULL WHERE rid = ?", cleared)
         purged = self.database.rows(
-            "DELETE FROM passages WHERE rid IN (SELECT rid FROM passages WHERE superseded_ms < ? LIMIT ?)"
-            " RETURNING rid, document, payload",
-            (before_ms, PURGE_ROWS),
+            "DELETE FROM passages WHERE rid IN (SELECT value FROM json_each(?)) RETURNING rid, document, payload",
+            (json.dumps(dead),),
         )
         self._metadata.remove(self.database, purged)
         return len(purged)
@@ -179,11 +242,12 @@ class RowsWriter(RowsReader):
             try:
                 self._heads[document_id] = super().head(document_id)
             except DamagedRowError:
+                self._lost_heads.add(document_id)
                 return None
         return self._heads[document_id]
 
     def _insert(self, row: PassageRow) -> int | None:
-        """The rid of a row that was added or replaced a damaged one; None when a sound one is there."""
+        """The rid of a row that was added or took another's place; None when what is there stays."""
         checksum = schema.passage_sum(row.document_id, row.ordinal, row.version, row.vector, row.payload)
         key = (row.document_id, row.ordinal, schema.to_sql(row.version.hlc), schema.to_sql(row.version.source))
         insert = (
@@ -199,14 +263,33 @@ class RowsWriter(RowsReader):
         )
         assert found is not None, "a row is ignored only when its key is there"
         rid, vector, payload, stored = found
-        if schema.passage_sum(row.document_id, row.ordinal, row.version, vector, payload) == stored:
-            return None
+        if schema.is_passage_sum(stored, row.document_id, row.ordinal, row.version, vector, payload):
+            if stored >= checksum:
+                return None
+            self._metadata.remove(self.database, [(rid, row.document_id, payload)])
         self._dies(rid)
         self.database.rows("DELETE FROM passages WHERE rid = ?", (rid,))
         self.database.rows(insert, (*key, row.vector, row.payload, checksum))
         return self.database.last_rowid()
 
+    def _next_state(self) -> ReplicaState:
+        """The state after this transaction; the live bits are changed on the way. Raises StoreError."""
+        before = self._state
+        if self._recount:
+            sums = recount.heads(self)
+            self._digest, self._documents = sums.digest - before.digest, sums.documents - before.documents
+        grown = self._bits.change((*self._born, *self._unborn), self._dead)
+        return replace(
+            before,
+            digest=(before.digest + self._digest) % recount.DIGEST_MODULUS,
+            documents=before.documents + self._documents,
+            rows=before.rows + grown,
+            hlc_max=self._hlc_max,
+            applied=self._applied_staged.digest(),
+        )
+
     def _dies(self, rid: int) -> None:
+        self._unborn.discard(rid)
         if self._born.pop(rid, None) is None:
             self._dead.add(rid)
 
@@ -221,8 +304,9 @@ class RowsWriter(RowsReader):
         passage = passage_of(row)
         if isinstance(passage, RowName):
             self._damaged.append(passage)
+            self._unborn.add(rid)
         else:
-            self._born[rid] = passage.vector
+            self._born[rid] = passage
 
     def _count(self, old: HeadRow | None, new: HeadRow) -> None:
         before = 0 if old is None else schema.head_digest(old)

@@ -6,6 +6,7 @@ bitmaps it touches; a search keeps the view it began with, so an updated row nev
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from services.quorum.gtid import GtidSet
 from services.shard import alive as bits
+from services.shard.analyzer import RowTerms
 from services.shard.damage import RowName
 from services.shard.delta import Delta
 from services.shard.segment import Segment
@@ -72,6 +74,8 @@ class Change:
     """To add to the number of live documents."""
     damaged: tuple[RowName, ...] = ()
     """Rows that should have become live but fail their checksum."""
+    terms: Sequence[RowTerms] | None = None
+    """Of each born row; None: rows without words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +116,7 @@ class View:
             applied=applied,
             hlc_max=hlc_max,
             parts=tuple(part.without(change.dead) for part in self.parts) if len(change.dead) else self.parts,
-            delta=self.delta.without(change.dead).plus(change.born, change.vectors),
+            delta=self.delta.without(change.dead).plus(change.born, change.vectors, change.terms),
             digest=(self.digest + change.digest) % DIGEST_MODULUS,
             documents_live=self.documents_live + change.documents,
             index_epoch=index_epoch(self.parts, applied),
