@@ -794,6 +794,9 @@ class OpRow(_message.Message):
     GTID_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     DOCUMENT_IDS_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    content: _builtins.bytes
+    """16 bytes over what the batch said; empty when not known"""
     @_builtins.property
     def gtid(self) -> _passage_pb2.Gtid: ...
     @_builtins.property
@@ -806,10 +809,11 @@ class OpRow(_message.Message):
         gtid: _passage_pb2.Gtid | None = ...,
         version: _passage_pb2.Version | None = ...,
         document_ids: _abc.Iterable[_builtins.str] | None = ...,
+        content: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["gtid", b"gtid", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["document_ids", b"document_ids", "gtid", b"gtid", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "document_ids", b"document_ids", "gtid", b"gtid", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

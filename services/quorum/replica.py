@@ -47,11 +47,20 @@ class ReplicaRows(Protocol):
 class ReplicaStore(ReplicaRows, Protocol):
     """A replica's rows, inside a transaction that the caller opened."""
 
+    def damaged(self, document_ids: Sequence[str]) -> bool:
+        """Whether the head of any of these documents cannot be read."""
+
+    def conflicts(self, batch: WriteBatch) -> bool:
+        """Whether rows of this very version are stored with other content."""
+
     def put_head(self, head: HeadRow) -> None:
         """Replace the head; passages of older versions are superseded and those of this version become live."""
 
     def put_passages(self, rows: Sequence[PassageRow]) -> None:
-        """Add immutable passages; one already there stays as it is. Live at once if the head has its version."""
+        """Add immutable passages; live at once if the head has their version.
+
+        Of two of one name with other content the same one must stay on every replica, whatever the order.
+        """
 
     def put_op(self, op: Op) -> None:
         """Remember an applied batch; idempotent."""
@@ -136,6 +145,8 @@ class ReplicaCore:
         answers: list[ReplicaStatus] = []
         for batch, epoch in batches:
             status = self._check(batch, epoch, now_ms, applied)
+            if status is ReplicaStatus.OK:
+                status = self._against_rows(batch, applied, store)
             answers.append(status)
             if status is ReplicaStatus.OK and batch.gtid not in applied:
                 self._write(batch, store)
@@ -200,14 +211,23 @@ class ReplicaCore:
             return ReplicaStatus.MISSING_DEPENDENCY
         return ReplicaStatus.OK
 
+    def _against_rows(self, batch: WriteBatch, applied: GtidSet, store: ReplicaStore) -> ReplicaStatus:
+        """A name that stands for other content already is INVALID; a document that cannot be read is FAILED."""
+        if batch.gtid in applied:
+            op = store.op(batch.gtid)
+            if op is not None and op.content:
+                return ReplicaStatus.OK if op.content == batch.content() else ReplicaStatus.INVALID
+        if store.damaged(batch.document_ids()):
+            return ReplicaStatus.FAILED
+        return ReplicaStatus.INVALID if store.conflicts(batch) else ReplicaStatus.OK
+
     def _write(self, batch: WriteBatch, store: ReplicaStore) -> None:
         self._put_newer(batch.passages, store)
         for head in batch.heads:
             assert head.version == batch.version
-            current = store.head(head.document_id)
-            if current is None or head.version > current.version:
+            if _replaces(head, store.head(head.document_id)):
                 store.put_head(head)
-        store.put_op(Op(batch.gtid, batch.version, batch.document_ids()))
+        store.put_op(Op(batch.gtid, batch.version, batch.document_ids(), batch.content()))
 
     def _merge_document(self, document: DocumentState, store: ReplicaStore) -> None:
         head = document.head
@@ -216,7 +236,7 @@ class ReplicaCore:
         if current is not None and current.version > head.version:
             return
         store.put_passages(document.passages)
-        if current is None or head.version > current.version:
+        if _replaces(head, current):
             store.put_head(head)
 
     def _put_newer(self, rows: Sequence[PassageRow], store: ReplicaStore) -> None:
@@ -237,6 +257,12 @@ class ReplicaCore:
         if added or hlc_max > self._staged[1]:
             store.put_state(added, hlc_max)
         self._staged = (applied, hlc_max)
+
+
+def _replaces(head: HeadRow, current: HeadRow | None) -> bool:
+    """Whether `head` takes the place of `current`. One version has one count, unless a sender broke that rule on
+    replicas that could not know of each other; then the greater count wins on all of them."""
+    return current is None or (head.version, head.passages) > (current.version, current.passages)
 
 
 class _Closure:

@@ -8,6 +8,7 @@ therefore is one step on every replica, however many batches its passages travel
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import blake2b
 
 from services.quorum.clock import Version
 from services.quorum.gtid import Gtid, GtidSet
@@ -49,14 +50,27 @@ class WriteBatch:
         names += [head.document_id for head in self.heads]
         return tuple(dict.fromkeys(names))
 
+    def content(self) -> bytes:
+        """Sixteen bytes that tell what the batch says, whatever its name: its version, passages and heads, in order."""
+        state = blake2b(b"%d,%d" % (self.version.hlc, self.version.source), digest_size=16)
+        for row in self.passages:
+            name = row.document_id.encode()
+            state.update(b"|p%d,%d,%d,%d|" % (len(name), row.ordinal, len(row.vector), len(row.payload)))
+            state.update(name + row.vector + row.payload)
+        for head in self.heads:
+            state.update(b"|h%d|" % head.passages + head.document_id.encode())
+        return state.digest()
+
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """What a replica remembers of an applied batch, so that it can repair others."""
+    """What a replica remembers of an applied batch, so that it can repair others and tell a retry from another."""
 
     gtid: Gtid
     version: Version
     document_ids: tuple[str, ...]
+    content: bytes = b""
+    """`WriteBatch.content()`; empty when it is not known."""
 
 
 @dataclass(frozen=True, slots=True)

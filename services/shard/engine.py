@@ -16,15 +16,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from observability.logs import logger
-from services.quorum.gtid import GtidSet
 from services.quorum.replica import ReplicaCore, ReplicaLimits
 from services.quorum.rows import PullBundle, WriteBatch
 from services.quorum.status import ReplicaStatus
 from services.runtime.clock import Clock
-from services.runtime.config import MetadataKind, ShardConfig
-from services.shard import schema
+from services.runtime.config import LexicalConfig, MetadataKind, ShardConfig
+from services.shard import opening
 from services.shard.damage import DamagedRowError, RowName
 from services.shard.filtering import Filters
+from services.shard.lexical_ahead import TermsAhead
+from services.shard.lexical_search import Lexical, lexical_of
 from services.shard.loading import load_view, remove_strays
 from services.shard.metadata_index import MetadataIndex
 from services.shard.readers import Readers
@@ -77,8 +78,10 @@ class Engine:
         clock: Clock,
         hooks: Hooks | None = None,
         metadata: Mapping[str, MetadataKind] | None = None,
+        lexical: Lexical | None = None,
     ) -> None:
-        """Open or create the database in `directory` and rebuild the view. `metadata`: what filters may name.
+        """Open or create the database in `directory` and rebuild the view. `metadata`: what filters may name;
+        `lexical`: how words are searched, by default as in a collection that says nothing.
 
         Raises StoreError, DamagedRowError.
         """
@@ -90,10 +93,14 @@ class Engine:
         self.hooks = hooks or Hooks()
         self._clock = clock
         self._database = Database(directory / DATABASE_FILE, writable=True)
-        schema.create(self._database, replica_id)
+        repaired = opening.prepare(self._database, replica_id)
+        if repaired:
+            _LOG.error("derived anew from the rows", replica=replica_id, found=repaired)
         self.filters = Filters(MetadataIndex(metadata or {}))
-        self._rows = RowsWriter(self._database, dim, self.filters.index)
-        loaded = load_view(self._rows, self.segments_dir, dim)
+        self.lexical = lexical or lexical_of(LexicalConfig())
+        self._terms = TermsAhead(self.lexical.analyzer)
+        self._rows = RowsWriter(self._database, dim, self.filters.index, self._terms)
+        loaded = load_view(self._rows, self.segments_dir, dim, self.lexical.analyzer)
         self._view = loaded.view
         self._damaged: frozenset[RowName] = frozenset(loaded.damaged_rows)
         limits = ReplicaLimits(write_age_ms=config.write_age_ms_max, clock_skew_ms=config.clock_skew_ms_max)
@@ -137,6 +144,10 @@ class Engine:
     def damaged(self) -> frozenset[RowName]:
         """Live rows known to fail their checksum and not yet repaired."""
         return self._damaged
+
+    def analyse(self, batch: WriteBatch) -> None:
+        """Find a batch's terms before it is queued, so that the writer thread need not."""
+        self._terms.prepare(row.payload for row in batch.passages)
 
     def write(self, batch: WriteBatch, epoch: int) -> Future[WriteReply] | None:
         """Queue a validated batch; None when the queue is full."""
@@ -208,7 +219,10 @@ class Engine:
         began = self._clock.monotonic_s()
         try:
             statuses = self._apply(group)
-            replies = [WriteReply(status, self.core.hlc_max) for status in statuses]
+            replies = [
+                WriteReply(status, self.core.hlc_max, self._why(pending, status))
+                for pending, status in zip(group, statuses, strict=True)
+            ]
         except StoreFullError as error:
             self._turn_read_only(str(error))
             replies = [WriteReply(ReplicaStatus.READ_ONLY, self.core.hlc_max, self._read_only)] * len(group)
@@ -227,6 +241,15 @@ class Engine:
         for pending, reply in zip(group, replies, strict=True):
             wait_us = int((began - pending.queued_s) * 1e6)
             pending.future.set_result(replace(reply, queue_wait_us=wait_us, commit_us=commit_us))
+
+    def _why(self, pending: PendingWrite, status: ReplicaStatus) -> str:
+        if status is ReplicaStatus.FAILED:
+            return "a document of the batch has a head that fails its checksum; it is being repaired"
+        if status is not ReplicaStatus.INVALID:
+            return ""
+        if pending.batch.gtid in self.core.applied:
+            return "gtid: already used for a batch of other content"
+        return "version: already used for other content of a document; a retry repeats the very same write"
 
     def _apply(self, group: Sequence[PendingWrite]) -> list[ReplicaStatus]:
         statuses: list[ReplicaStatus] = []
@@ -332,7 +355,7 @@ class Engine:
 
     def _probe(self) -> None:
         try:
-            self._transaction(lambda: self._rows.put_state(GtidSet.EMPTY, self.core.hlc_max))
+            self._transaction(self._rows.put_probe)
         except StoreFullError as error:
             self._turn_read_only(str(error))
 

@@ -1,4 +1,8 @@
-"""Rebuilding a replica's view from disk: SQLite says what lives, segments that verify supply what they can."""
+"""Rebuilding a replica's view from disk: SQLite says what lives, segments that verify supply what they can.
+
+Only the delta's rows are read; of all others the live bits suffice, so a restart takes as long as verifying the
+segments' files.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from observability.logs import logger
-from services.shard import schema
+from services.shard import alive, live_bits
+from services.shard.analyzer import Analyzer
 from services.shard.damage import RowName
 from services.shard.delta import Delta
+from services.shard.lexical_delta import LexicalDelta
+from services.shard.live_bits import LiveBits
+from services.shard.replica_state import read_state
 from services.shard.rows_reader import RowsReader
 from services.shard.segment import Segment, SegmentDamagedError, open_segment
-from services.shard.view import DIGEST_MODULUS, Part, View, index_epoch
+from services.shard.view import Part, View, index_epoch
 
 ROWS_PER_READ = 4_096
 _LOG = logger("shard")
@@ -30,41 +38,47 @@ class Loaded:
     damaged_rows: tuple[RowName, ...]
 
 
-def load_view(reader: RowsReader, segments_dir: Path, dim: int) -> Loaded:
-    """The view of the last committed state. Damaged segments' rows go to the delta. Raises StoreError."""
+def load_view(reader: RowsReader, segments_dir: Path, dim: int, analyzer: Analyzer) -> Loaded:
+    """The view of the last committed state. Damaged segments' rows go to the delta, and so do those of segments whose
+    words another analyzer found. Raises StoreError."""
     applied, hlc_max = reader.applied()
-    digest, documents, damaged = _digest(reader)
-    live = np.sort(np.array(reader.live_rids(), dtype=np.int64))
-    segments, bad_segments = _segments(reader, segments_dir, dim)
-    parts = tuple(Part.of(segment, live) for segment in segments)
-    covered = np.concatenate([np.empty(0, dtype=np.int64), *(segment.rids for segment in segments)])
-    delta, bad_rows = read_delta(reader, np.setdiff1d(live, covered), dim)
+    state = read_state(reader.database)
+    assert state is not None, "`applied` looked at it"
+    live, damaged = live_bits.read(reader.database)
+    assert not damaged, "the database was prepared"
+    segments, bad_segments = _segments(reader, segments_dir, dim, analyzer)
+    parts = tuple(_part(segment, live) for segment in segments)
+    delta, bad_rows = read_delta(reader, live.without(*(segment.rids for segment in segments)), dim, analyzer)
     view = View(
         number=0,
         applied=applied,
         hlc_max=hlc_max,
         parts=parts,
         delta=delta,
-        digest=digest,
-        documents_live=documents,
+        digest=state.digest,
+        documents_live=state.documents,
         index_epoch=index_epoch(parts, applied),
     )
-    return Loaded(view, tuple(bad_segments), (*damaged, *bad_rows))
+    return Loaded(view, tuple(bad_segments), tuple(bad_rows))
 
 
-def read_delta(reader: RowsReader, rids: NDArray[np.int64], dim: int) -> tuple[Delta, list[RowName]]:
+def read_delta(
+    reader: RowsReader, rids: NDArray[np.int64], dim: int, analyzer: Analyzer
+) -> tuple[Delta, list[RowName]]:
     """A delta of these rows, without those that fail their checksum, which are named. Raises StoreError."""
     vectors = np.empty((len(rids), dim), dtype=np.float16)
     sound = np.zeros(len(rids), dtype=np.bool_)
     damaged: list[RowName] = []
+    lexical = LexicalDelta.empty()
     for start in range(0, len(rids), ROWS_PER_READ):
-        found, bad = reader.vectors([int(rid) for rid in rids[start : start + ROWS_PER_READ]])
+        found, bad = reader.sound([int(rid) for rid in rids[start : start + ROWS_PER_READ]])
         damaged += bad
-        for offset, vector in enumerate(found, start=start):
-            if vector is not None:
-                vectors[offset] = np.frombuffer(vector, dtype="<f2")
+        for offset, row in enumerate(found, start=start):
+            if row is not None:
+                vectors[offset] = np.frombuffer(row.vector, dtype="<f2")
                 sound[offset] = True
-    return Delta.of(rids[sound], vectors[sound]), damaged
+        lexical = lexical.plus([analyzer.passage(row.payload) for row in found if row is not None])
+    return Delta.of(rids[sound], vectors[sound], lexical), damaged
 
 
 def remove_strays(segments_dir: Path, published: frozenset[str]) -> None:
@@ -74,19 +88,14 @@ def remove_strays(segments_dir: Path, published: frozenset[str]) -> None:
             shutil.rmtree(entry, ignore_errors=True)
 
 
-def _digest(reader: RowsReader) -> tuple[int, int, list[RowName]]:
-    digest, documents = 0, 0
-    damaged: list[RowName] = []
-    for head in reader.heads():
-        if isinstance(head, RowName):
-            damaged.append(head)
-            continue
-        digest += schema.head_digest(head)
-        documents += head.passages > 0
-    return digest % DIGEST_MODULUS, documents, damaged
+def _part(segment: Segment, live: LiveBits) -> Part:
+    mask = live.alive(segment.rids)
+    return Part(segment, alive.from_mask(mask), int(mask.sum()))
 
 
-def _segments(reader: RowsReader, segments_dir: Path, dim: int) -> tuple[list[Segment], list[str]]:
+def _segments(
+    reader: RowsReader, segments_dir: Path, dim: int, analyzer: Analyzer
+) -> tuple[list[Segment], list[str]]:
     found: list[Segment] = []
     bad: list[str] = []
     for name, sha256 in sorted(reader.segments().items()):
@@ -94,6 +103,9 @@ def _segments(reader: RowsReader, segments_dir: Path, dim: int) -> tuple[list[Se
             segment = open_segment(segments_dir / name, sha256)
             if segment.manifest.dim != dim:
                 raise SegmentDamagedError(f"segment {name} has {segment.manifest.dim} dimensions, not {dim}")
+            if segment.lexical.analyzer != analyzer.name:
+                named = f"{segment.lexical.analyzer}, not {analyzer.name}"
+                raise SegmentDamagedError(f"segment {name} was analysed by {named}")
             found.append(segment)
         except SegmentDamagedError as error:
             _LOG.error("segment damaged; its rows are served from the delta until it is rebuilt", reason=str(error))

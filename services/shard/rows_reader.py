@@ -14,9 +14,11 @@ from services.quorum.gtid import Gtid, GtidSet
 from services.quorum.rows import HeadRow, Op, PassageRow
 from services.shard import schema
 from services.shard.damage import DamagedRowError, RowName
-from services.shard.store import Database, Row
+from services.shard.replica_state import read_state
+from services.shard.store import Database, Row, StoreError
 
 RIDS_PER_STATEMENT = 2_048
+_OPS = "SELECT src, seq, hlc, version_src, documents, content, sum FROM ops"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,43 +65,63 @@ class RowsReader:
         return _passages(found)
 
     def op(self, gtid: Gtid) -> Op | None:
-        """What a batch wrote, or None. Raises StoreError."""
+        """What a batch wrote; None when it is not remembered or fails its checksum. Raises StoreError."""
         row = self.database.first(
-            "SELECT hlc, version_src, documents FROM ops WHERE src = ? AND seq = ?",
+            f"{_OPS} WHERE src = ? AND seq = ?",
             (schema.to_sql(gtid.source), schema.to_sql(gtid.seq)),
         )
-        if row is None:
-            return None
-        return Op(gtid, schema.version_of(row[0], row[1]), schema.documents_from_sql(row[2]))
+        return None if row is None else _op(row)
 
     def ops_of_version(self, version: Version, document_id: str) -> list[Gtid]:
         """The batches that wrote this version of a document. Raises StoreError."""
         rows = self.database.rows(
-            "SELECT src, seq, documents FROM ops WHERE hlc = ? AND version_src = ?",
+            f"{_OPS} WHERE hlc = ? AND version_src = ?",
             (schema.to_sql(version.hlc), schema.to_sql(version.source)),
         )
-        wanted = [row for row in rows if document_id in schema.documents_from_sql(row[2])]
-        return [Gtid(schema.from_sql(row[0]), schema.from_sql(row[1])) for row in wanted]
+        found = [op for op in map(_op, rows) if op is not None]
+        return [op.gtid for op in found if document_id in op.document_ids]
+
+    def ops_of_document(self, document_id: str) -> list[Gtid]:
+        """Every batch that wrote any version of a document; reads all operations. Raises StoreError."""
+        rows = self.database.rows(f"{_OPS} WHERE instr(documents, ?)", (schema.documents_to_sql((document_id,))[1:-1],))
+        found = [op for op in map(_op, rows) if op is not None]
+        return [op.gtid for op in found if document_id in op.document_ids]
+
+    def has_version(self, version: Version) -> bool:
+        """Whether an applied batch had this version. Raises StoreError."""
+        wanted = (schema.to_sql(version.hlc), schema.to_sql(version.source))
+        return self.database.first("SELECT 1 FROM ops WHERE hlc = ? AND version_src = ?", wanted) is not None
+
+    def ops(self) -> Iterator[Op | Gtid]:
+        """Every operation by gtid, or what stands as the gtid of one that fails its checksum. Raises StoreError."""
+        for row in self.database.each(f"{_OPS} ORDER BY src, seq"):
+            yield _op(row) or Gtid(schema.from_sql(row[0]), schema.from_sql(row[1]))
 
     def applied(self) -> tuple[GtidSet, int]:
-        """The applied set and the highest hybrid logical clock. Raises StoreError."""
-        intervals: dict[int, list[tuple[int, int]]] = {}
-        for source, low, high in self.database.rows("SELECT src, lo, hi FROM applied ORDER BY src, lo"):
-            span = (schema.from_sql(low), schema.from_sql(high))
-            intervals.setdefault(schema.from_sql(source), []).append(span)
-        row = self.database.first("SELECT v FROM meta WHERE k = 'hlc_max'")
-        applied = GtidSet.from_intervals({source: tuple(spans) for source, spans in intervals.items()})
-        return applied, 0 if row is None else schema.from_sql(row[0])
+        """The applied set and the highest hybrid logical clock. Raises StoreError, also when they fail their
+        checksum."""
+        state = read_state(self.database)
+        applied = self.intervals()
+        if state is None or applied is None or applied.digest() != state.applied:
+            raise StoreError(f"{self.database.path}: the applied set fails its checksum")
+        return applied, state.hlc_max
+
+    def intervals(self) -> GtidSet | None:
+        """The applied set as its table has it; None when that is impossible. Raises StoreError."""
+        found: dict[int, list[tuple[int, int]]] = {}
+        try:
+            for source, low, high in self.database.rows("SELECT src, lo, hi FROM applied ORDER BY src, lo"):
+                span = (schema.from_sql(low), schema.from_sql(high))
+                found.setdefault(schema.from_sql(source), []).append(span)
+            return GtidSet.from_intervals(found)
+        except (TypeError, ValueError):  # a flipped bit may change a column's type
+            return None
 
     def heads(self) -> Iterator[HeadRow | RowName]:
         """Every head, tombstones included, or the name of one that fails its checksum. Raises StoreError."""
         for document_id, *rest in self.database.each("SELECT document, hlc, src, n, sum FROM heads"):
             head, sound = _head(document_id, *rest)
             yield head if sound else RowName(document_id, -1, head.version)
-
-    def live_rids(self) -> list[int]:
-        """The rid of every live passage. Raises StoreError."""
-        return [row[0] for row in self.database.each(f"SELECT p.rid {schema.LIVE}")]  # constant
 
     def by_rid(self, rids: Iterable[int]) -> dict[int, LiveRow]:
         """Rows by rid; purged ones are absent. Raises DamagedRowError naming all that fail, StoreError."""
@@ -117,12 +139,17 @@ class RowsReader:
 
     def vectors(self, rids: Sequence[int]) -> tuple[list[bytes | None], list[RowName]]:
         """(vector or None for each rid in order, the rows that fail their checksum). Raises StoreError."""
-        found: dict[int, bytes] = {}
+        found, bad = self.sound(rids)
+        return [None if row is None else row.vector for row in found], bad
+
+    def sound(self, rids: Sequence[int]) -> tuple[list[PassageRow | None], list[RowName]]:
+        """(row or None for each rid in order, the rows that fail their checksum). Raises StoreError."""
+        found: dict[int, PassageRow] = {}
         bad: list[RowName] = []
         for row in self._rows_by_rid(rids):
             passage = passage_of(row[1:])
             if isinstance(passage, PassageRow):
-                found[row[0]] = passage.vector
+                found[row[0]] = passage
             else:
                 bad.append(passage)
         return [found.get(rid) for rid in rids], bad
@@ -152,16 +179,28 @@ class RowsReader:
 
 def _head(document_id: str, hlc: int, source: int, passages: int, checksum: bytes) -> tuple[HeadRow, bool]:
     """(the head, whether its checksum holds)"""
+    if not all(isinstance(number, int) for number in (hlc, source, passages)):
+        return HeadRow(document_id, 0, Version.ZERO), False
     head = HeadRow(document_id, passages, schema.version_of(hlc, source))
     return head, schema.head_sum(head) == checksum
+
+
+def _op(row: Row) -> Op | None:
+    """The operation of _OPS; None when it fails its checksum."""
+    try:
+        op = schema.op_of(row)
+        return op if schema.op_sum(op) == row[6] else None
+    except (TypeError, ValueError):  # a flipped bit may change a column's type
+        return None
 
 
 def passage_of(row: Row) -> PassageRow | RowName:
     """The passage of (document, ordinal, hlc, src, vec, payload, sum), or its name when it is damaged."""
     document_id, ordinal, hlc, source, vector, payload, checksum = row
+    if not all(isinstance(number, int) for number in (ordinal, hlc, source)):  # a flipped bit may change a type
+        return RowName(str(document_id), 0, Version.ZERO)
     version = schema.version_of(hlc, source)
-    typed = isinstance(vector, bytes) and isinstance(payload, bytes)  # a flipped bit may change a column's type
-    if not typed or schema.passage_sum(document_id, ordinal, version, vector, payload) != checksum:
+    if not schema.is_passage_sum(checksum, document_id, ordinal, version, vector, payload):
         return RowName(document_id, ordinal, version)
     return PassageRow(document_id, ordinal, version, vector, payload)
 

@@ -13,17 +13,20 @@ from dataclasses import replace
 import numpy as np
 
 from services.quorum.gtid import GtidSet
-from services.quorum.rows import HeadRow, Op, PassageRow
-from services.shard import schema
+from services.quorum.rows import HeadRow, Op, PassageRow, WriteBatch
+from services.shard import duplicates, recount, schema
 from services.shard.analyzer import analyzer
 from services.shard.damage import DamagedRowError, RowName
 from services.shard.lexical_ahead import TermsAhead
+from services.shard.live_bits import LiveBitsWriter
 from services.shard.metadata_index import MetadataIndex
-from services.shard.rows_reader import OP_COLUMNS, RowsReader, passage_of
-from services.shard.store import Database
-from services.shard.view import Change
+from services.shard.replica_state import ReplicaState, read_state, write_state
+from services.shard.rows_reader import RowsReader, passage_of
+from services.shard.store import Database, StoreCorruptError
+from services.shard.view import DIGEST_MODULUS, Change
 
 PURGE_ROWS = 512
+_INTO_OPS = "INTO ops (src, seq, hlc, version_src, documents, content, sum) VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 
 class RowsWriter(RowsReader):
@@ -180,9 +183,9 @@ class RowsWriter(RowsReader):
         gtid = (schema.to_sql(op.gtid.source), schema.to_sql(op.gtid.seq))
         version = (schema.to_sql(op.version.hlc), schema.to_sql(op.version.source))
         row = (*gtid, *version, schema.documents_to_sql(op.document_ids), op.content, schema.op_sum(op))
-        self.database.rows(f"INSERT OR IGNORE INTO ops ({OP_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        self.database.rows(f"INSERT OR IGNORE {_INTO_OPS}", row)
         if not self.database.changed() and self.op(op.gtid) is None:
-            self.database.rows(f"INSERT OR REPLACE INTO ops ({OP_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+            self.database.rows(f"INSERT OR REPLACE {_INTO_OPS}", row)
 
     def put_state(self, applied_added: GtidSet, hlc_max: int) -> None:
         """Extend the applied set and raise the clock. Raises StoreError."""
@@ -216,9 +219,7 @@ class RowsWriter(RowsReader):
 
     def purge_superseded(self, before_ms: int) -> int:
         """Delete some rows superseded before `before_ms`; returns how many. Raises StoreError."""
-        listed = self.database.rows(
-            "SELECT rid FROM passages WHERE superseded_ms < ? LIMIT ?", (before_ms, PURGE_ROWS)
-        )
+        listed = self.database.rows("SELECT rid FROM passages WHERE superseded_ms < ? LIMIT ?", (before_ms, PURGE_ROWS))
         # The mark carries no checksum: a flipped bit in it must not cost a live row.
         marked = [row[0] for row in listed]
         dead = [rid for rid in marked if not self._bits.is_live(rid)]
@@ -281,7 +282,7 @@ class RowsWriter(RowsReader):
         grown = self._bits.change((*self._born, *self._unborn), self._dead)
         return replace(
             before,
-            digest=(before.digest + self._digest) % recount.DIGEST_MODULUS,
+            digest=(before.digest + self._digest) % DIGEST_MODULUS,
             documents=before.documents + self._documents,
             rows=before.rows + grown,
             hlc_max=self._hlc_max,

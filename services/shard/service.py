@@ -22,7 +22,6 @@ from services.runtime.filter_check import condition_of
 from services.shard import codec_service, list_service, pulling, search, status
 from services.shard.damage import DamagedRowError
 from services.shard.documents import read_documents
-from services.shard.duplicates import differs_from_stored
 from services.shard.engine import Engine
 from services.shard.filtering import FILTER_FAILURES, MetadataDamagedError
 from services.shard.hosted import HostedReplica
@@ -75,8 +74,6 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         except WireError as error:
             return self._refused(replica, ReplicaStatus.INVALID, str(error))
         engine = replica.engine
-        if batch.gtid in engine.view.applied and await asyncio.to_thread(differs_from_stored, engine.readers, batch):
-            return self._refused(replica, ReplicaStatus.INVALID, "gtid: already used for a batch of other content")
         verdict = engine.core.admit(batch, request.epoch, self._clock.wall_ms())
         if verdict is ReplicaStatus.MISSING_DEPENDENCY:
             self._want(replica, batch.depends.difference(engine.view.applied))

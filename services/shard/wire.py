@@ -106,7 +106,10 @@ def bundle_to_wire(bundle: PullBundle, view: GtidSet) -> shard_pb2.PullResponse:
         staged=[passage_to_wire(row) for row in bundle.staged],
         ops=[
             shard_pb2.OpRow(
-                gtid=gtid_to_wire(op.gtid), version=version_to_wire(op.version), document_ids=op.document_ids
+                gtid=gtid_to_wire(op.gtid),
+                version=version_to_wire(op.version),
+                document_ids=op.document_ids,
+                content=op.content,
             )
             for op in bundle.ops
         ],
@@ -122,7 +125,7 @@ def bundle_from_wire(message: shard_pb2.PullResponse, dim: int) -> PullBundle:
         for entry in message.documents
     )
     ops = tuple(
-        Op(gtid_from_wire(entry.gtid), version_from_wire(entry.version), tuple(entry.document_ids))
+        Op(gtid_from_wire(entry.gtid), version_from_wire(entry.version), tuple(entry.document_ids), entry.content)
         for entry in message.ops
     )
     return PullBundle(

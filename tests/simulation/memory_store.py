@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from services.quorum.clock import Version
 from services.quorum.gtid import Gtid, GtidSet
-from services.quorum.rows import HeadRow, Op, PassageRow
+from services.quorum.rows import HeadRow, Op, PassageRow, WriteBatch
 
 Passages = dict[tuple[Version, int], PassageRow]
 
@@ -72,6 +72,16 @@ class Transaction(DurableRows):
     def op(self, gtid: Gtid) -> Op | None:
         return self.ops.get(gtid) or self._base.op(gtid)
 
+    def damaged(self, document_ids: Sequence[str]) -> bool:
+        return False
+
+    def conflicts(self, batch: WriteBatch) -> bool:
+        heads = [(head, self.head(head.document_id)) for head in batch.heads]
+        if any(held is not None and held.version == head.version and held != head for head, held in heads):
+            return True
+        stored = [(row, self.rows_of(row.document_id).get((row.version, row.ordinal))) for row in batch.passages]
+        return any(held is not None and held != row for row, held in stored)
+
     def put_head(self, head: HeadRow) -> None:
         self.heads[head.document_id] = head
         kept = {key: row for key, row in self.rows_of(head.document_id).items() if key[0] >= head.version}
@@ -81,7 +91,10 @@ class Transaction(DurableRows):
     def put_passages(self, rows: Sequence[PassageRow]) -> None:
         for row in rows:
             own = self.passages.setdefault(row.document_id, dict(self.rows_of(row.document_id)))
-            own.setdefault((row.version, row.ordinal), row)
+            key = (row.version, row.ordinal)
+            held = own.get(key)
+            if held is None or (row.payload, row.vector) > (held.payload, held.vector):
+                own[key] = row
             self.touched[row.document_id] = None
 
     def put_op(self, op: Op) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from services.quorum.gtid import Gtid, GtidSet
 from services.quorum.rows import HeadRow, Op
-from services.shard import schema
+from services.shard import opening, recount, schema
 from services.shard.damage import DamagedRowError
 from services.shard.readers import Readers
 from services.shard.rows_reader import RowsReader
@@ -25,7 +25,7 @@ U64 = st.integers(0, (1 << 64) - 1)
 @pytest.fixture
 def rows(tmp_path: Path) -> Iterator[RowsWriter]:
     database = Database(tmp_path / "replica.db", writable=True)
-    schema.create(database, "r1")
+    opening.prepare(database, "r1")
     yield RowsWriter(database, DIM)
     database.close()
 
@@ -44,7 +44,7 @@ def test_replacing_and_deleting_a_document_moves_rows_out_of_and_into_the_view(r
     assert put(rows, 1, "a", 3) == (0, 3)
     assert put(rows, 2, "a", 2) == (3, 2)
     assert put(rows, 3, "a", 0) == (2, 0)
-    assert rows.live_rids() == []
+    assert recount.live_rids(rows.database).tolist() == []
     assert rows.head("a") == HeadRow("a", 0, version(3))
     assert rows.purge_superseded(3) == 3
     assert rows.purge_superseded(4) == 2
@@ -78,7 +78,7 @@ def test_the_digest_depends_on_the_state_and_not_on_the_way_to_it(tmp_path: Path
     sums = []
     for name, order in (("one", [1, 2, 3]), ("two", [2, 1, 3])):
         database = Database(tmp_path / f"{name}.db", writable=True)
-        schema.create(database, name)
+        opening.prepare(database, name)
         writer, total, documents = RowsWriter(database, DIM), 0, 0
         for step in order:
             writer.begin(step)
@@ -102,7 +102,7 @@ def test_a_rolled_back_transaction_changes_nothing(rows: RowsWriter) -> None:
     rows.rollback()
     assert rows.applied() == (GtidSet.EMPTY, 0)
     assert put(rows, 3, "b", 1) == (0, 1)
-    assert len(rows.live_rids()) == 2
+    assert len(recount.live_rids(rows.database).tolist()) == 2
 
 
 def test_the_applied_set_is_stored_as_intervals(rows: RowsWriter) -> None:
@@ -126,7 +126,7 @@ def test_unsigned_numbers_keep_their_order_in_sql(a: int, b: int) -> None:
 @pytest.mark.parametrize("column", ["vec", "payload"])
 def test_a_flipped_byte_is_never_served_and_a_good_row_takes_its_place(rows: RowsWriter, column: str) -> None:
     put(rows, 1, "a", 2)
-    rid = rows.live_rids()[0]
+    rid = recount.live_rids(rows.database).tolist()[0]
     rows.database.rows(
         f"UPDATE passages SET {column} = CAST(x'00' || substr({column}, 2) AS BLOB) WHERE rid = ?", (rid,)
     )
@@ -182,4 +182,4 @@ def test_a_full_file_is_told_apart_from_a_broken_one(tmp_path: Path, rows: RowsW
 
 def test_a_database_of_another_replica_is_refused(rows: RowsWriter) -> None:
     with pytest.raises(StoreCorruptError, match="replica_id"):
-        schema.create(rows.database, "r2")
+        opening.prepare(rows.database, "r2")

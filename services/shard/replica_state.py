@@ -1,0 +1,61 @@
+"""What a replica knows about all its rows at once, kept in one checksummed record of the table `meta`.
+
+It is written in every transaction that changes any of it. The digest of the applied set stands in for the table
+`applied`, whose rows carry no checksum of their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass
+
+from services.shard.store import Database
+
+STATE_KEY = "state"
+_LAYOUT = struct.Struct(">16sQQQ8s")
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaState:
+    """Sums over the live rows, the clock, and the digest of the applied set."""
+
+    digest: int = 0
+    """Of the live heads, modulo 2**128."""
+    documents: int = 0
+    """Live documents."""
+    rows: int = 0
+    """Live passages: bits set in the table `live`."""
+    hlc_max: int = 0
+    applied: bytes = bytes(8)
+    """`GtidSet.digest()` of the applied set."""
+
+    def to_bytes(self) -> bytes:
+        body = _LAYOUT.pack(self.digest.to_bytes(16, "big"), self.documents, self.rows, self.hlc_max, self.applied)
+        return body + _sum(body)
+
+    @classmethod
+    def from_bytes(cls, data: object) -> ReplicaState | None:
+        """What `to_bytes` wrote; None when it fails its checksum."""
+        if not isinstance(data, bytes) or len(data) != _LAYOUT.size + 8:
+            return None
+        body = data[: _LAYOUT.size]
+        if _sum(body) != data[_LAYOUT.size :]:
+            return None
+        digest, documents, rows, hlc_max, applied = _LAYOUT.unpack(body)
+        return cls(int.from_bytes(digest, "big"), documents, rows, hlc_max, applied)
+
+
+def read_state(database: Database) -> ReplicaState | None:
+    """The stored state; None when it is missing or fails its checksum. Raises StoreError."""
+    row = database.first("SELECT v FROM meta WHERE k = ?", (STATE_KEY,))
+    return None if row is None else ReplicaState.from_bytes(row[0])
+
+
+def write_state(database: Database, state: ReplicaState) -> None:
+    """Store the state, in the caller's transaction. Raises StoreError."""
+    database.rows("INSERT OR REPLACE INTO meta (k, v) VALUES (?, ?)", (STATE_KEY, state.to_bytes()))
+
+
+def _sum(body: bytes) -> bytes:
+    return hashlib.blake2b(body, digest_size=8, person=b"ostraka-state").digest()
