@@ -233,7 +233,7 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
         return Path(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         return _build(hint, _table(value, name), name)
     if hint == Mapping[str, MetadataKind]:
         return {key: _convert(MetadataKind, kind, f"{name}.{key}") for key, kind in _table(value, name).items()}

@@ -17,7 +17,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from services.shard.analyzer import Analyzer, QueryTerms
+from services.runtime.config import LexicalConfig
+from services.shard.analyzer import Analyzer, QueryTerms, analyzer
 from services.shard.lexical_part import LexicalPart
 from services.shard.lexical_postings import Postings
 from services.shard.statistics import Corpus
@@ -34,6 +35,11 @@ class Lexical:
     analyzer: Analyzer
     k1: float
     b: float
+
+
+def lexical_of(config: LexicalConfig) -> Lexical:
+    """A collection's analyzer and constants."""
+    return Lexical(analyzer(config.language), config.k1, config.b)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from services.runtime.topology_file import ShardTopology, Topology, replica_prob
 from services.shard.damage import DamagedRowError
 from services.shard.engine import Engine, Hooks
 from services.shard.hosted import HostedReplica
+from services.shard.lexical_search import lexical_of
 from services.shard.node_codecs import NodeCodecs
 from services.shard.repair import Repair
 from services.shard.store import StoreError
@@ -106,9 +107,17 @@ class Node:
 
         hooks = Hooks(published=replica.published, damaged=damaged)
         epoch = replica.members.epoch
-        metadata = self._config.collections[replica.collection].metadata
+        collection = self._config.collections[replica.collection]
         return Engine(
-            directory, replica.replica_id, epoch, replica.dim, self._config.shard, self._clock, hooks, metadata
+            directory,
+            replica.replica_id,
+            epoch,
+            replica.dim,
+            self._config.shard,
+            self._clock,
+            hooks,
+            collection.metadata,
+            lexical_of(collection.lexical),
         )
 
 

@@ -20,6 +20,7 @@ from services.shard import segment as files
 from services.shard import segment_build
 from services.shard.damage import DamagedRowError
 from services.shard.engine import Engine
+from services.shard.lexical_view import lexical_sources
 from services.shard.rows_reader import RowsReader
 from services.shard.view import View
 
@@ -73,13 +74,15 @@ def build_and_publish(engine: Engine, sealing: Sealing) -> None:
         with engine.readers.lend() as reader, reader.database.reading():
             plan = segment_build.Plan(
                 name=name,
-                rids=_ordered(reader, sealing.rids),
+                rids=_ordered(reader, np.intersect1d(sealing.rids, view.live_rids())),
                 dim=engine.dim,
                 codec=owner.codec() if owner else None,
                 trained_rows=owner.manifest.trained_rows if owner else 0,
                 trained_rows_basis=owner.manifest.trained_rows_basis if owner else 0,
                 recall_target=engine.config.recall_target,
                 threads=os.cpu_count() or 1,
+                analyzer=engine.lexical.analyzer.name,
+                lexical=lexical_sources(view),
             )
             manifest, building = segment_build.build(plan, _vectors_from(reader, engine.dim), engine.segments_dir)
         final = engine.segments_dir / name

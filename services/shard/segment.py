@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.shard import faiss_index
+from services.shard.lexical_segment import LEXICAL_FILE, LexicalSegment, open_lexical
 
 INDEX_FILE = "index.faiss"
 CODEC_FILE = "codec.faiss"
@@ -25,8 +26,8 @@ VECTORS_FILE = "vectors.npy"
 RIDS_FILE = "rids.npy"
 ORDER_FILE = "order.npy"
 MANIFEST_FILE = "manifest.json"
-DATA_FILES = (INDEX_FILE, CODEC_FILE, VECTORS_FILE, RIDS_FILE, ORDER_FILE)
-FORMAT = 1
+DATA_FILES = (INDEX_FILE, CODEC_FILE, VECTORS_FILE, RIDS_FILE, ORDER_FILE, LEXICAL_FILE)
+FORMAT = 2
 
 
 class SegmentDamagedError(Exception):
@@ -79,6 +80,8 @@ class Segment:
     """(rows,), by position, memory-mapped."""
     order: NDArray[np.int64]
     """(rows,), positions in ascending order of rid, memory-mapped."""
+    lexical: LexicalSegment
+    """Postings by position, memory-mapped."""
 
     @property
     def name(self) -> str:
@@ -153,6 +156,7 @@ def map_segment(directory: Path, manifest: Manifest) -> Segment:
         vectors=_mapped(directory / VECTORS_FILE),
         rids=_mapped(directory / RIDS_FILE),
         order=_mapped(directory / ORDER_FILE),
+        lexical=open_lexical(directory / LEXICAL_FILE),
     )
 
 

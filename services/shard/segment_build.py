@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from services.shard import faiss_index, scoring, segment
+from services.shard import faiss_index, lexical_segment, scoring, segment
+from services.shard.lexical_segment import LexicalSource
 from services.shard.segment import Manifest
 
 PROBE_QUERIES = 128
@@ -54,6 +55,10 @@ class Plan:
     trained_rows_basis: int
     recall_target: float
     threads: int
+    analyzer: str = ""
+    """Whose terms `lexical` holds."""
+    lexical: tuple[LexicalSource, ...] | None = None
+    """Where the postings of the rows come from; None: rows without words."""
 
 
 def build(plan: Plan, read: Reader, segments_dir: Path) -> tuple[Manifest, Path]:
@@ -66,6 +71,9 @@ def build(plan: Plan, read: Reader, segments_dir: Path) -> tuple[Manifest, Path]
     vectors = _write_vectors(plan, read, building / segment.VECTORS_FILE)
     np.save(building / segment.RIDS_FILE, plan.rids)
     np.save(building / segment.ORDER_FILE, np.argsort(plan.rids, kind="stable").astype(np.int64))
+    wordless = LexicalSource((), np.zeros(len(plan.rids), dtype=np.uint32), plan.rids)
+    sources = (wordless,) if plan.lexical is None else plan.lexical
+    lexical_segment.write(building / lexical_segment.LEXICAL_FILE, plan.rids, sources, plan.analyzer)
     trained_rows, basis = plan.trained_rows, plan.trained_rows_basis
     if plan.codec is None:
         basis = len(plan.rids)
