@@ -10,6 +10,7 @@ from services.quorum.gtid import GtidSet
 from services.quorum.members import Members
 from services.runtime.config import ShardConfig
 from services.runtime.deadline import Deadline
+from services.shard.canary import Canary
 from services.shard.engine import Engine
 from services.shard.upkeep import Upkeep
 from services.shard.view import View
@@ -44,6 +45,7 @@ class HostedReplica:
     config: ShardConfig
     engine: Engine | None = None
     upkeep: Upkeep | None = None
+    canary: Canary | None = None
     failure: str = ""
     caught_up: bool = False
     divergences: int = 0

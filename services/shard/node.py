@@ -16,6 +16,7 @@ from services.runtime.clock import Clock
 from services.runtime.config import Config
 from services.runtime.tls import Role
 from services.runtime.topology_file import ShardTopology, Topology, replica_problem
+from services.shard.canary import Canary
 from services.shard.damage import DamagedRowError
 from services.shard.engine import Engine, Hooks
 from services.shard.hosted import HostedReplica
@@ -93,6 +94,7 @@ class Node:
             replica.failure = str(error)
             _LOG.error("replica failed", replica=replica.replica_id, shard=replica.shard, reason=str(error))
             return
+        replica.canary = Canary(replica.replica_id, self._config.shard.recall_target, self._clock)
         replica.opened(engine, loop)
         if engine.damaged:
             engine.note_damage(tuple(engine.damaged))

@@ -34,6 +34,11 @@ class SearchPool:
             self.threads, thread_name_prefix="search", initializer=faiss_index.use_one_thread
         )
 
+    @property
+    def idle(self) -> bool:
+        """Nothing waits or runs."""
+        return not self._taken
+
     async def run(self, work: Callable[[int], T], deadline: Deadline) -> T:
         """`work(queue wait in microseconds)` in a thread. Raises PoolFullError at once when the queue is full, and
         DeadlineExceeded instead of beginning late work."""

@@ -11,7 +11,7 @@ from opentelemetry.trace import Span
 
 from observability import names, spans
 from observability.logs import logger
-from ostraka.v1 import shard_pb2, shard_pb2_grpc
+from ostraka.v1 import passage_pb2, shard_pb2, shard_pb2_grpc
 from services.quorum.gtid import GtidSet
 from services.quorum.status import ReplicaStatus
 from services.runtime.clock import Clock
@@ -305,6 +305,8 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         try:
             view, result.waited = await self._covering(replica, require, leg.holders, request.wait_ms, deadline)
             await self._search(replica.engine, view, task, deadline, held, result)
+            if replica.canary is not None and _is_approximate(request):
+                replica.canary.offer(task.queries, task.k)
         except NotCoveredError as error:
             _fill_view(result, replica.engine.view)
             result.status, result.message = shard_pb2.REPLICA_STATUS_NOT_COVERED, str(error)
@@ -428,3 +430,9 @@ def _fill_view(result: shard_pb2.ShardSearchResult, view: View) -> None:
     result.rows_live = view.rows_live
     result.rows_dead = view.rows_dead
     result.hlc_max = view.hlc_max
+
+
+def _is_approximate(request: shard_pb2.SearchShardsRequest) -> bool:
+    """Whether the search asked the index alone for the nearest of all rows: what the recall canary samples."""
+    lexical = request.mode == passage_pb2.SEARCH_MODE_LEXICAL
+    return not (request.exact or request.HasField("filter") or lexical)
