@@ -11,6 +11,7 @@ from services.router.catalogue import Catalogue
 from services.router.embedder import Embedder
 from services.router.generation import Generation
 from services.router.ingest import Ingest
+from services.router.listing import Listing
 from services.router.lookup import Lookup
 from services.router.node_choice import HedgeBudget, HedgePace, NodeBook
 from services.router.node_links import NodeLinks
@@ -60,6 +61,7 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
         writing,
         Asking(config, embedder, retrieval, Generation(generator_channels)),
         Status(catalogue, links, (("embed", embed_channels), ("generator", generator_channels)), embedder),
+        Listing(links, reader, tools),
     )
     server = await MeshServer.start(
         config,

@@ -16,6 +16,9 @@ EMBED_PASSAGES_SHARE = 0.8
 # Retrieval gets half of what embedding left, because generation is by far the slowest part of an answer.
 ASK_RETRIEVAL_SHARE = 0.5
 
+# Finding what a Delete by source or filter means is a read like any other; the tombstones need the time.
+DELETE_LISTING_SHARE = 0.5
+
 
 def work(deadline: Deadline) -> Deadline:
     """The part of a call's deadline that its work may use."""

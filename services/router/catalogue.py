@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from services.quorum.buckets import bucket_of
 from services.quorum.members import Members, ReplicaRef
-from services.runtime.config import Config
+from services.runtime.config import Config, MetadataKind
 from services.runtime.errors import NotFound
 from services.runtime.topology_file import CollectionTopology, Topology
 
@@ -33,6 +33,8 @@ class Collection:
     """Bucket to shard."""
     weak: bool = False
     """R + W <= N was allowed: QUORUM promises nothing."""
+    metadata: Mapping[str, MetadataKind] = field(default_factory=dict)
+    """Declared metadata: what filters may name, beside the built-in fields."""
     nodes: tuple[str, ...] = field(init=False)
     """Every node that votes for some shard."""
     replica_of: Mapping[tuple[int, str], str] = field(init=False)
@@ -92,4 +94,4 @@ def _collection(config: Config, name: str, record: CollectionTopology) -> Collec
     }
     weak = not all(found.intersecting for found in members.values())
     model = Model(settings.embedding_model, settings.embedding_revision)
-    return Collection(name, settings.dim, model, members, record.buckets, weak)
+    return Collection(name, settings.dim, model, members, record.buckets, weak, settings.metadata)

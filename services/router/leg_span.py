@@ -12,6 +12,7 @@ from observability import names, spans
 
 SPAN_WRITE = "ostraka.v1.ShardService/Write"
 SPAN_GET = "ostraka.v1.ShardService/GetDocuments"
+SPAN_LIST = "ostraka.v1.ShardService/ListDocuments"
 
 
 class LegSpan:

@@ -1,4 +1,4 @@
-"""Search, Ask, Get and Delete as they arrive, checked; every refusal names its field."""
+"""Search, Ask and Get as they arrive, checked; every refusal names its field."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from services.router.search_mode import HYBRID, TWO_STAGE, Ranking, ranking_of
 from services.router.vectors import unit, vector_problem
 from services.runtime.config import RouterConfig
 from services.runtime.errors import FailedPrecondition, InvalidArgument
+from services.runtime.filter_check import condition_of
 
 K_SEARCH_DEFAULT = 10
 K_ASK_DEFAULT = 8
@@ -107,8 +108,10 @@ def search_plan(request: router_pb2.SearchRequest, catalogue: Catalogue, limits:
         else:
             raise InvalidArgument("needs a text or a vector", f"queries[{index}]")
         words.append(_words(query, ranking, index, limits.text_bytes_max))
-    reading = Reading(collection, _level(request.consistency), _session(request.session_token), request.allow_partial)
-    chosen = request.filter if request.HasField("filter") else None
+    reading = Reading(
+        collection, level_of(request.consistency), session_of(request.session_token), request.allow_partial
+    )
+    chosen = checked_filter(request, collection)
     return SearchPlan(reading, texts, vectors, words, ranking, request.exact, chosen)
 
 
@@ -119,10 +122,12 @@ def ask_plan(request: router_pb2.AskRequest, catalogue: Catalogue, limits: Route
     tokens = request.max_tokens or ANSWER_TOKENS_DEFAULT
     if tokens > ANSWER_TOKENS_MAX:
         raise InvalidArgument(f"is {tokens}; an answer has at most {ANSWER_TOKENS_MAX} tokens", "max_tokens")
-    reading = Reading(collection, _level(request.consistency), _session(request.session_token), request.allow_partial)
+    reading = Reading(
+        collection, level_of(request.consistency), session_of(request.session_token), request.allow_partial
+    )
     ranking = _ranking(request, K_ASK_DEFAULT, limits.k_max)
     _check_size(ranking, 1)
-    chosen = request.filter if request.HasField("filter") else None
+    chosen = checked_filter(request, collection)
     return AskPlan(reading, request.question, ranking, tokens, chosen)
 
 
@@ -140,26 +145,29 @@ def get_plan(request: router_pb2.GetRequest, catalogue: Catalogue, limits: Route
         if isinstance(parsed, str):
             raise InvalidArgument(parsed, f"passage_ids[{index}]")
         passages.append(parsed)
-    reading = Reading(collection, _level(request.consistency), _session(request.session_token))
+    reading = Reading(collection, level_of(request.consistency), session_of(request.session_token))
     return GetPlan(reading, list(request.document_ids), passages, request.include_vectors)
-
-
-def delete_ids(request: router_pb2.DeleteRequest, catalogue: Catalogue, limits: RouterConfig) -> Collection:
-    """The collection of a Delete that makes sense. Raises InvalidArgument, NotFound (collection)."""
-    collection = catalogue.get(request.collection)
-    count = len(request.document_ids)
-    if not 1 <= count <= limits.documents_max:
-        raise InvalidArgument(f"holds {count} ids; a Delete takes 1 to {limits.documents_max}", "document_ids")
-    for index, document_id in enumerate(request.document_ids):
-        check_document_id(document_id, f"document_ids[{index}]")
-    check_distinct(request.document_ids, "document_ids[{index}]")
-    return collection
 
 
 def check_document_id(document_id: str, name: str) -> None:
     """Raise InvalidArgument for the field `name`."""
     if problem := document_id_problem(document_id):
         raise InvalidArgument(problem, name)
+
+
+def checked_filter(
+    request: router_pb2.SearchRequest
+    | router_pb2.AskRequest
+    | router_pb2.ListDocumentsRequest
+    | router_pb2.ExportRequest
+    | router_pb2.DeleteRequest,
+    collection: Collection,
+) -> passage_pb2.Filter | None:
+    """The filter of a request, if it has one. Raises InvalidArgument naming the part that makes no sense."""
+    if not request.HasField("filter"):
+        return None
+    condition_of(request.filter, collection.metadata)
+    return request.filter
 
 
 def check_distinct(document_ids: Sequence[str], template: str) -> None:
@@ -238,14 +246,14 @@ def _words(query: router_pb2.Query, ranking: Ranking, index: int, bytes_max: int
     return given or query.text
 
 
-def _level(given: Level.ValueType) -> Level.ValueType:
+def level_of(given: Level.ValueType) -> Level.ValueType:
     level = _LEVELS.get(given)
     if level is None:
         raise InvalidArgument(f"{given} is not a level; use ONE, SESSION or QUORUM", "consistency")
     return level
 
 
-def _session(token: bytes) -> Session:
+def session_of(token: bytes) -> Session:
     if not token:
         return {}
     try:

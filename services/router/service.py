@@ -20,9 +20,12 @@ from services.router.ask import Asking
 from services.router.catalogue import Catalogue
 from services.router.embedder import Embedder
 from services.router.ingest import Ingest
+from services.router.list_legs import PageQuestion
+from services.router.list_request import PAGE_SIZE_MAX, DeletePlan, delete_plan, export_plan, list_plan
+from services.router.listing import Listing
 from services.router.lookup import Lookup
 from services.router.packing import Document
-from services.router.read_request import ask_plan, delete_ids, get_plan, search_plan
+from services.router.read_request import Reading, ask_plan, get_plan, search_plan
 from services.router.retrieval import Retrieval, Retrieved, Wanted, retrieval_span
 from services.router.status import Status
 from services.router.wire import version_to_proto
@@ -30,7 +33,7 @@ from services.router.write_request import upsert_plan
 from services.router.writing import Write, Writing, Written
 from services.runtime.admission import Admission
 from services.runtime.config import Config
-from services.runtime.deadline import current_deadline
+from services.runtime.deadline import Deadline, current_deadline
 
 _Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 ANSWER_ID_BYTES = 16
@@ -57,10 +60,12 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         writing: Writing,
         asking: Asking,
         status: Status,
+        listing: Listing,
     ) -> None:
         self._config, self._catalogue = config, catalogue
         self._embedder, self._retrieval, self._lookup = embedder, retrieval, lookup
         self._ingest, self._writing, self._asking, self._status = ingest, writing, asking, status
+        self._listing = listing
         self._admission = Admission(config.router.calls_inflight_max)
 
     async def Ask(self, request: router_pb2.AskRequest, _context: _Context) -> AsyncIterator[router_pb2.AskEvent]:
@@ -133,18 +138,56 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
             )
 
     async def Delete(self, request: router_pb2.DeleteRequest, _context: _Context) -> router_pb2.DeleteResponse:
-        """Delete whole documents; one that never existed is deleted too."""
+        """Delete whole documents; one that never existed is deleted too.
+
+        By source or filter, what a quorum read finds is deleted, also if it was replaced in between.
+        """
         with self._admission.admit():
-            collection = delete_ids(request, self._catalogue, self._config.router)
-            writes = [Write(Document(document_id, ())) for document_id in request.document_ids]
-            written, seen = await self._writing.write(collection, writes, budget.work(current_deadline()))
+            plan = delete_plan(request, self._catalogue, self._config.router)
+            deadline = budget.work(current_deadline())
+            ids, more = plan.document_ids, False
+            if plan.filter is not None:
+                ids, more = await self._matching(plan, deadline.share(budget.DELETE_LISTING_SHARE))
+            writes = [Write(Document(document_id, ())) for document_id in ids]
+            written, seen = await self._writing.write(plan.collection, writes, deadline) if writes else ([], {})
             return router_pb2.DeleteResponse(
                 documents=[
                     _document_write(write.document, found, ()) for write, found in zip(writes, written, strict=True)
                 ],
                 session_token=encode_session(seen),
                 trace_id=spans.current_trace_id(),
+                more=more,
             )
+
+    async def ListDocuments(
+        self, request: router_pb2.ListDocumentsRequest, _context: _Context
+    ) -> router_pb2.ListDocumentsResponse:
+        """One page of documents, ascending by id."""
+        with self._admission.admit():
+            plan = list_plan(request, self._catalogue)
+            return await self._listing.documents(plan, budget.work(current_deadline()), spans.current_span())
+
+    async def Export(
+        self, request: router_pb2.ExportRequest, _context: _Context
+    ) -> AsyncIterator[router_pb2.ExportedDocument]:
+        """Whole documents, ascending by id, as fast as the caller takes them; each page has the default deadline."""
+        with self._admission.admit():
+            plan = export_plan(request, self._catalogue)
+
+            def page_deadline() -> Deadline:
+                return Deadline.after_ms(self._config.mesh.deadline_ms_default)
+
+            documents = self._listing.export(plan, page_deadline, spans.current_span())
+            async with aclosing(documents):
+                async for document in documents:
+                    yield document
+
+    async def _matching(self, plan: DeletePlan, deadline: Deadline) -> tuple[Sequence[str], bool]:
+        """(the first documents that the plan's filter names, whether there are more)"""
+        reading = Reading(plan.collection, passage_pb2.CONSISTENCY_LEVEL_QUORUM, {})
+        question = PageQuestion(plan.collection, plan.filter, "", min(self._config.router.documents_max, PAGE_SIZE_MAX))
+        found = await self._listing.page(reading, question, deadline, spans.current_span())
+        return [document.head.document_id for _, document in found.documents], found.more
 
     async def Get(self, request: router_pb2.GetRequest, _context: _Context) -> router_pb2.GetResponse:
         """Documents and passages by id."""

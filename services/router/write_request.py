@@ -19,6 +19,7 @@ from services.router.identifiers import passage_id
 from services.router.packing import ROW_OVERHEAD_BYTES
 from services.router.read_request import check_distinct, check_document_id, check_model, check_text
 from services.router.vectors import unit, vector_problem
+from services.runtime.conditions import typed
 from services.runtime.config import RouterConfig
 from services.runtime.errors import InvalidArgument
 
@@ -88,13 +89,13 @@ def _document(
             f"holds {count} passages; a document has at most {limits.document_passages_max}", f"{where}.passages"
         )
     _bounded(document.source, f"{where}.source", SOURCE_BYTES_MAX)
-    inherited = _metadata(document.metadata, f"{where}.metadata", limits.metadata_bytes_max)
+    inherited = _metadata(document.metadata, collection, f"{where}.metadata", limits.metadata_bytes_max)
     passages = []
     total = 0
     for ordinal, new in enumerate(document.passages):
         field = f"{where}.passages[{ordinal}]"
         vector = _vector(new, collection.dim, field)
-        passage = _passage(document, ordinal, new, inherited, field, limits)
+        passage = _passage(document, ordinal, new, inherited, collection, field, limits)
         size = passage.ByteSize() + 2 * collection.dim + len(document.document_id.encode()) + 2 * ROW_OVERHEAD_BYTES
         if size > batch_bytes_max:
             raise InvalidArgument(f"takes {size} bytes to store; at most {batch_bytes_max}", field)
@@ -117,6 +118,7 @@ def _passage(
     ordinal: int,
     new: router_pb2.NewPassage,
     inherited: Mapping[str, passage_pb2.MetadataValue],
+    collection: Collection,
     field: str,
     limits: RouterConfig,
 ) -> passage_pb2.Passage:
@@ -139,7 +141,7 @@ def _passage(
         content_sha256=sha256(f"{new.title}\n{new.text}".encode()).digest(),
     )
     if inherited or new.metadata:
-        own = _metadata(new.metadata, f"{field}.metadata", limits.metadata_bytes_max)
+        own = _metadata(new.metadata, collection, f"{field}.metadata", limits.metadata_bytes_max)
         together = {**inherited, **own}
         _check_metadata_size(together, f"{field}.metadata", limits.metadata_bytes_max)
         for key, value in together.items():
@@ -160,8 +162,10 @@ def _vector(new: router_pb2.NewPassage, dim: int, field: str) -> NDArray[np.floa
 
 
 def _metadata(
-    given: Mapping[str, passage_pb2.MetadataValue], field: str, bytes_max: int
+    given: Mapping[str, passage_pb2.MetadataValue], collection: Collection, field: str, bytes_max: int
 ) -> dict[str, passage_pb2.MetadataValue]:
+    """The values, each of its declared type where one is declared; a number also takes an integer, which filters
+    see as the nearest double and which is stored and served as it was given."""
     metadata = dict(given)
     for key, value in metadata.items():
         name = f"{field}[{key[:80]!r}]"
@@ -173,6 +177,9 @@ def _metadata(
             raise InvalidArgument("has no value", name)
         if kind == "number" and not math.isfinite(value.number):
             raise InvalidArgument("is not a finite number", name)
+        declared = collection.metadata.get(key)
+        if declared is not None and typed(value, declared) is None:
+            raise InvalidArgument(f"is of type {kind}, but {key} is declared as {declared}", name)
     _check_metadata_size(metadata, field, bytes_max)
     return metadata
 

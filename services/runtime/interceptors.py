@@ -37,6 +37,9 @@ from services.runtime.errors import (
 )
 from services.runtime.tls import Role, roles_of
 
+PACED = frozenset({"/ostraka.v1.RouterService/Export"})
+"""Streams as long as their collection: the handler gives each of their pages a deadline, and gRPC enforces the
+caller's own, if it set one."""
 REPLY_RESERVE_MS = 5
 """Taken off the caller's deadline, so that the reason for failing still reaches it."""
 _OK = grpc.StatusCode.OK
@@ -128,7 +131,7 @@ class DeadlineInterceptor(CallInterceptor):
         self._default_ms, self._max_ms, self._clock = default_ms, max_ms, clock
 
     async def around(self, method: str, context: ServicerContext, proceed: Proceed) -> Any:
-        if method.startswith("/grpc."):
+        if method.startswith("/grpc.") or method in PACED:
             return await proceed()
         given_s: float | None = context.time_remaining()
         budget_ms = self._default_ms if given_s is None else given_s * 1_000 - _rounding_ms(given_s * 1_000)

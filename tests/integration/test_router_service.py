@@ -20,6 +20,7 @@ from services.router.catalogue import Catalogue
 from services.router.embedder import Embedder, chunked
 from services.router.generation import Generation
 from services.router.ingest import Ingest
+from services.router.listing import Listing
 from services.router.lookup import Lookup
 from services.router.readiness import wait_until_ready
 from services.router.retrieval import Retrieval
@@ -154,6 +155,7 @@ async def door(tmp_path: Path, traces: Recording) -> AsyncIterator[Door]:
             mesh.writing,
             Asking(config, embedder, retrieval, Generation(generator)),
             Status(catalogue, mesh.links, (("embed", embed), ("generator", generator)), embedder),
+            Listing(mesh.links, mesh.reader, mesh.tools),
         )
         server = await MeshServer.start(
             config,

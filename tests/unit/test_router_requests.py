@@ -17,7 +17,8 @@ from services.quorum.session import encode_session
 from services.router.catalogue import Catalogue
 from services.router.fusion import Weights
 from services.router.identifiers import document_id_problem, parse_passage_id
-from services.router.read_request import ask_plan, delete_ids, get_plan, search_plan
+from services.router.list_request import delete_plan
+from services.router.read_request import ask_plan, get_plan, search_plan
 from services.router.search_mode import DENSE, HYBRID, LEXICAL, TWO_STAGE, Mode, Ranking
 from services.router.vectors import half_rows, unit, widened
 from services.router.write_request import UpsertPlan, upsert_plan
@@ -347,10 +348,12 @@ def test_gets_deletes_and_questions(catalogue: Catalogue, config: Config) -> Non
             "passage_ids[1]",
         ),
         (
-            lambda: delete_ids(router_pb2.DeleteRequest(collection="docs", document_ids=["x", "x"]), catalogue, limits),
+            lambda: delete_plan(
+                router_pb2.DeleteRequest(collection="docs", document_ids=["x", "x"]), catalogue, limits
+            ),
             "document_ids[1]",
         ),
-        (lambda: delete_ids(router_pb2.DeleteRequest(collection="docs"), catalogue, limits), "document_ids"),
+        (lambda: delete_plan(router_pb2.DeleteRequest(collection="docs"), catalogue, limits), "document_ids"),
         (lambda: ask_plan(router_pb2.AskRequest(collection="docs"), catalogue, limits), "question"),
         (
             lambda: ask_plan(router_pb2.AskRequest(collection="docs", question="?", k=101), catalogue, limits),

@@ -1,0 +1,243 @@
+"""Filters on one replica: whatever was written, updated, deleted, sealed and merged, exactly what meets the filter is
+found, as a naive evaluation over a plain dictionary says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ostraka.v1 import passage_pb2
+from services.quorum.gtid import Gtid
+from services.quorum.rows import HeadRow, PassageRow, WriteBatch
+from services.quorum.status import ReplicaStatus
+from services.runtime.config import MetadataKind
+from services.runtime.filter_check import condition_of
+from services.shard import search
+from services.shard.engine import DATABASE_FILE, Engine, Hooks
+from services.shard.filtering import CACHE_BYTES_MAX, FilterCache, MetadataDamagedError
+from services.shard.listing import ListTask, list_documents
+from services.shard.rows_reader import RowsReader
+from services.shard.store import Database
+from services.shard.upkeep import Upkeep
+from tests.unit.shard_rows import DIM, SOURCE, FixedClock, config, hash_of, vector, version
+
+DECLARED: Mapping[str, MetadataKind] = {"year": "integer", "lang": "text", "score": "number", "draft": "flag"}
+Scalar = str | int | float | bool
+
+
+def value(scalar: Scalar) -> passage_pb2.MetadataValue:
+    if isinstance(scalar, bool):
+        return passage_pb2.MetadataValue(flag=scalar)
+    if isinstance(scalar, int):
+        return passage_pb2.MetadataValue(integer=scalar)
+    if isinstance(scalar, float):
+        return passage_pb2.MetadataValue(number=scalar)
+    return passage_pb2.MetadataValue(text=scalar)
+
+
+def equals(field: str, scalar: Scalar) -> passage_pb2.Filter:
+    return passage_pb2.Filter(equals=passage_pb2.Equals(field=field, value=value(scalar)))
+
+
+def document(
+    step: int, document_id: str, rows: Sequence[Mapping[str, Scalar]], source: str = "s", seed: int = 0
+) -> WriteBatch:
+    """One batch with one document, whose passages have this metadata; no rows is a tombstone."""
+    at = version(step)
+    passages = []
+    for ordinal, metadata in enumerate(rows):
+        passage = passage_pb2.Passage(document_id=document_id, ordinal=ordinal, source=source, text=f"{step}")
+        for key, scalar in metadata.items():
+            passage.metadata[key].CopyFrom(value(scalar))
+        row = vector(seed or hash_of(f"{document_id}#{ordinal}.{step}"))
+        passages.append(PassageRow(document_id, ordinal, at, row, passage.SerializeToString()))
+    return WriteBatch(Gtid(SOURCE, step), at, tuple(passages), (HeadRow(document_id, len(rows), at),))
+
+
+class Replica:
+    """An engine with declared metadata, and what it should hold."""
+
+    def __init__(self, directory: Path, declared: Mapping[str, MetadataKind] = DECLARED, **limits: int) -> None:
+        self.directory, self.declared, self.limits = directory, declared, limits
+        self.engine = self.open()
+        self.step = 0
+        self.expected: dict[str, list[dict[str, Scalar]]] = {}
+
+    def open(self) -> Engine:
+        return Engine(
+            self.directory, "r1", 1, DIM, config(**self.limits), FixedClock(), Hooks(fatal=print), self.declared
+        )
+
+    def restart(self, declared: Mapping[str, MetadataKind] | None = None) -> None:
+        self.engine.close()
+        self.declared = declared or self.declared
+        self.engine = self.open()
+
+    def put(self, document_id: str, rows: Sequence[Mapping[str, Scalar]], source: str = "s") -> None:
+        self.step += 1
+        future = self.engine.write(document(self.step, document_id, rows, source), 1)
+        assert future is not None
+        assert future.result(10).status is ReplicaStatus.OK
+        self.expected.pop(document_id, None)
+        if rows:
+            self.expected[document_id] = [{**row, "source": source, "document_id": document_id} for row in rows]
+
+    def found(self, wanted: passage_pb2.Filter, k: int = 1_000, *, exact: bool = True) -> tuple[list[str], int]:
+        """(passages found for some query, rows matching)"""
+        task = search.SearchTask(QUERY, k, exact, False, condition_of(wanted, self.declared))
+        matching = search.narrowed(self.engine.view, self.engine.readers, task, self.engine.filters)
+        (result,) = search.run(matching, self.engine.readers, task, self.engine.filters)
+        return [f"{hit.document_id}#{hit.ordinal}" for hit in result.hits], matching.rows_live
+
+    def naive(self, wanted: passage_pb2.Filter) -> set[str]:
+        return {
+            f"{document_id}#{ordinal}"
+            for document_id, rows in self.expected.items()
+            for ordinal, row in enumerate(rows)
+            if holds(wanted, row)
+        }
+
+    def listed(self, wanted: passage_pb2.Filter | None, limit: int) -> list[str]:
+        """All documents, page by page."""
+        condition = None if wanted is None else condition_of(wanted, self.declared)
+        found: list[str] = []
+        while True:
+            task = ListTask(condition, found[-1] if found else "", limit, False, False)
+            page = list_documents(lambda: self.engine.view, self.engine.readers, self.engine.filters, task)
+            assert len(page.documents) <= limit
+            assert page.applied == self.engine.view.applied
+            found += [entry.head.document_id for entry in page.documents]
+            if not page.more:
+                return found
+
+
+QUERY = np.frombuffer(vector(7), dtype="<f2").astype(np.float32)[None, :]
+
+
+def holds(wanted: passage_pb2.Filter, row: Mapping[str, Any]) -> bool:
+    """The contract, said once more in the plainest way, on the message itself."""
+    kind = wanted.WhichOneof("kind")
+    if kind == "all_of":
+        return all([holds(part, row) for part in wanted.all_of.filters])
+    if kind == "any_of":
+        return any([holds(part, row) for part in wanted.any_of.filters])
+    if kind == "negation":
+        return not holds(wanted.negation, row)
+    test = getattr(wanted, kind or "")
+    if test.field not in row:
+        return False
+    own = row[test.field].encode() if isinstance(row[test.field], str) else row[test.field]
+
+    def plain(message: passage_pb2.MetadataValue) -> Any:
+        scalar = getattr(message, message.WhichOneof("kind") or "")
+        return scalar.encode() if isinstance(scalar, str) else scalar
+
+    if kind == "equals":
+        return bool(own == plain(test.value))
+    if kind == "one_of":
+        return own in [plain(entry) for entry in test.values]
+    return (
+        (not test.HasField("at_least") or own >= plain(test.at_least))
+        and (not test.HasField("above") or own > plain(test.above))
+        and (not test.HasField("at_most") or own <= plain(test.at_most))
+        and (not test.HasField("below") or own < plain(test.below))
+    )
+
+
+LANGS = ["", "de", "en", "en-GB", "é", "\U0001f600", "ﬀ", "a\0b"]
+SCALARS: dict[str, st.SearchStrategy[Any]] = {
+    "year": st.sampled_from([-(2**63), -1, 0, 1, 2019, 2020, 2021, 2**63 - 1]),
+    "lang": st.sampled_from(LANGS),
+    "score": st.sampled_from([-1.5, 0.0, 0.1, 0.5, 1, 2, 1e300]),
+    "draft": st.booleans(),
+    "document_id": st.sampled_from([f"d{n}" for n in range(6)]),
+    "source": st.sampled_from(["s", "t", "u"]),
+}
+ROWS = st.fixed_dictionaries({}, optional={name: SCALARS[name] for name in DECLARED})
+
+
+@st.composite
+def leaves(draw: st.DrawFn) -> passage_pb2.Filter:
+    field = draw(st.sampled_from(sorted(SCALARS)))
+    shape = draw(st.sampled_from(["equals", "one_of", "range"]))
+    if shape == "equals" or (shape == "range" and field == "draft"):
+        return equals(field, draw(SCALARS[field]))
+    if shape == "one_of":
+        chosen = draw(st.lists(SCALARS[field], min_size=1, max_size=4))
+        return passage_pb2.Filter(one_of=passage_pb2.OneOf(field=field, values=map(value, chosen)))
+    low, high = sorted([draw(SCALARS[field]), draw(SCALARS[field])])
+    made = passage_pb2.Range(field=field)
+    if low == high:
+        made.at_least.CopyFrom(value(low))
+    else:
+        lower, upper = draw(st.sampled_from([("at_least", "at_most"), ("above", ""), ("", "below"), ("at_least", "")]))
+        if lower:
+            getattr(made, lower).CopyFrom(value(low))
+        if upper:
+            getattr(made, upper).CopyFrom(value(high))
+    if field == "year" and made.HasField("above") and made.above.integer == 2**63 - 1:
+        return equals(field, low)
+    return passage_pb2.Filter(range=made)
+
+
+FILTERS = st.recursive(
+    leaves(),
+    lambda inner: st.one_of(
+        st.lists(inner, min_size=1, max_size=3).map(
+            lambda parts: passage_pb2.Filter(all_of=passage_pb2.FilterList(filters=parts))
+        ),
+        st.lists(inner, min_size=1, max_size=3).map(
+            lambda parts: passage_pb2.Filter(any_of=passage_pb2.FilterList(filters=parts))
+        ),
+        inner.map(lambda part: passage_pb2.Filter(negation=part)),
+    ),
+    max_leaves=6,
+)
+WRITES = st.tuples(
+    st.sampled_from([f"d{n}" for n in range(6)]), st.lists(ROWS, max_size=3), st.sampled_from(["s", "t", "u"])
+)
+
+
+@pytest.fixture
+def replica(tmp_path: Path) -> Iterator[Replica]:
+    made = Replica(tmp_path)
+    yield made
+    made.engine.close()
+
+
+@given(
+    steps=st.lists(st.one_of(WRITES, st.just("restart")), min_size=1, max_size=12),
+    asked=st.lists(FILTERS, min_size=1, max_size=3),
+)
+@settings(
+    max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_random_filters_over_random_writes(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[Any], asked: list[passage_pb2.Filter]
+) -> None:
+    replica = Replica(tmp_path_factory.mktemp("replica"))
+    try:
+        for step in steps:
+            if step == "restart":
+                replica.restart()
+            else:
+                replica.put(*step)
+            for wanted in asked:  # asked again after every write: what was remembered must not show
+                found, matching = replica.found(wanted)
+                assert set(found) == replica.naive(wanted)
+                assert matching == len(found)
+        for wanted in asked:
+            documents = sorted({name.rpartition("#")[0] for name in replica.naive(wanted)})
+            assert replica.listed(wanted, 2) == documents
+        assert replica.listed(None, 4) == sorted(replica.expected)
+    finally:
+        replica.engine.close()
+
+
