@@ -9,12 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +19,7 @@ from observability.logs import logger
 from services.runtime.clock import Clock
 from services.shard import codec_policy as policy
 from services.shard import faiss_index
+from services.shard.background import in_background
 from services.shard.codec_policy import Basis, Fit
 from services.shard.codec_sources import CollectionSource, SampleError
 from services.shard.codecs import CodecRecord, CodecRefusedError, CodecStore
@@ -30,8 +27,6 @@ from services.shard.codecs import CodecRecord, CodecRefusedError, CodecStore
 FIT_ROWS = 2_048
 """Rows held out of training, and drawn later to see whether the codec still fits them."""
 FIT_EVERY_ROUNDS = 30
-NICE = 10
-T = TypeVar("T")
 _LOG = logger("shard")
 
 
@@ -145,7 +140,7 @@ class CodecTraining:
         sample = await subject.source.sample(live, policy.training_rows(rows, lists))
         if not len(sample):
             raise SampleError(f"no rows of {collection!r} could be read")
-        trained = await in_background(lambda: train(sample))
+        trained = await in_background("codec-training", lambda: train(sample))
         if subject.store.record() != record:
             return False  # a greater one came while this one was trained
         made = CodecRecord(
@@ -166,28 +161,8 @@ class CodecTraining:
         if codec is None:
             return None
         rows = await subject.source.sample(live, FIT_ROWS)
-        return await in_background(lambda: fit_of(codec.data, rows)) if len(rows) else None
+        return await in_background("codec-fit", lambda: fit_of(codec.data, rows)) if len(rows) else None
 
 
 def _basis(record: CodecRecord) -> Basis:
     return Basis(record.generation, record.basis_rows, Fit(record.error_basis, record.imbalance_basis))
-
-
-async def in_background(work: Callable[[], T]) -> T:
-    """Run `work` in a thread of its own with low priority: searches go first when there are too few cores.
-
-    A cancelled caller leaves the thread to itself; it holds nothing that anyone waits for.
-    """
-    future: Future[T] = Future()
-    future.set_running_or_notify_cancel()  # from here on a cancelled waiter changes nothing
-
-    def run() -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)  # Linux: of this thread alone
-        faiss_index.use_one_thread()
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="codec-training", daemon=True).start()
-    return await asyncio.wrap_future(future)
