@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from queue import Empty, LifoQueue
+from queue import Empty, Full, LifoQueue
 
 from services.shard.rows_reader import RowsReader
 from services.shard.store import Database
@@ -30,10 +30,27 @@ class Readers:
         except BaseException:
             reader.database.close()
             raise
-        if self._idle.full():
-            reader.database.close()
-        else:
+        self._give_back(reader)
+
+    def cache_bytes(self) -> int:
+        """Memory of the idle connections' page caches: all of them, between searches. Raises StoreError."""
+        borrowed: list[RowsReader] = []
+        try:
+            while True:
+                try:
+                    borrowed.append(self._idle.get_nowait())
+                except Empty:
+                    return sum(reader.database.cache_bytes() for reader in borrowed)
+        finally:
+            # The least recently used goes back first, so that the order is as before.
+            for reader in reversed(borrowed):
+                self._give_back(reader)
+
+    def _give_back(self, reader: RowsReader) -> None:
+        try:
             self._idle.put_nowait(reader)
+        except Full:  # others came back meanwhile
+            reader.database.close()
 
     def close(self) -> None:
         """Close the idle connections."""

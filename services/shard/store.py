@@ -153,6 +153,11 @@ class Database:
         """Move committed pages from the log into the file without waiting for anyone. Raises StoreError."""
         self.rows("PRAGMA wal_checkpoint(PASSIVE)")
 
+    def cache_bytes(self) -> int:
+        """Memory of the connection's page cache. Raises StoreError."""
+        with _translated(self.path):
+            return int(self._connection.status(apsw.SQLITE_DBSTATUS_CACHE_USED)[0])
+
     def close(self) -> None:
         with _translated(self.path):
             self._connection.close()
