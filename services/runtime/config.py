@@ -26,6 +26,7 @@ from services.runtime.config_sections import (
     NodeConfig,
     RouterConfig,
     ShardConfig,
+    SnapshotsConfig,
     TelemetryConfig,
 )
 
@@ -41,6 +42,7 @@ __all__ = (
     "NodeConfig",
     "RouterConfig",
     "ShardConfig",
+    "SnapshotsConfig",
     "TelemetryConfig",
     "child_environment",
     "load",
@@ -74,6 +76,7 @@ class Config:
     router: RouterConfig = field(default_factory=RouterConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     shard: ShardConfig = field(default_factory=ShardConfig)
+    snapshots: SnapshotsConfig = field(default_factory=SnapshotsConfig)
     nodes: Mapping[str, NodeConfig] = field(default_factory=dict)
     collections: Mapping[str, CollectionConfig] = field(default_factory=dict)
 
@@ -110,6 +113,7 @@ _SECTIONS: dict[str, type[Any]] = {
     "router": RouterConfig,
     "generator": GeneratorConfig,
     "shard": ShardConfig,
+    "snapshots": SnapshotsConfig,
 }
 _SHARES = frozenset({"sample_ratio", "relevance_min", "recall_target"})
 """Keys whose values are shares, 0 to 1."""

@@ -161,6 +161,14 @@ class ShardConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotsConfig:
+    """`[snapshots]`: how snapshots reach an object store. Credentials are where boto3 looks for them, never here."""
+
+    endpoint_url: str = ""
+    """Of an S3 server other than AWS, for example http://127.0.0.1:9000; empty: AWS."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeConfig:
     """`[nodes.NAME]`: one shard node."""
 

@@ -23,6 +23,7 @@ from services.shard.hosted import HostedReplica
 from services.shard.lexical_search import lexical_of
 from services.shard.node_codecs import NodeCodecs
 from services.shard.repair import Repair
+from services.shard.snapshot import remove_leftovers
 from services.shard.store import StoreError
 
 BULK_PULLS_MAX = 2
@@ -89,6 +90,7 @@ class Node:
             _LOG.error("replica failed", replica=replica.replica_id, shard=replica.shard, reason=replica.failure)
             return
         try:
+            await asyncio.to_thread(remove_leftovers, directory)
             engine = await asyncio.to_thread(self._engine, directory, replica, loop)
         except (StoreError, DamagedRowError, OSError) as error:
             replica.failure = str(error)

@@ -27,6 +27,7 @@ from services.shard.filtering import FILTER_FAILURES, MetadataDamagedError
 from services.shard.hosted import HostedReplica
 from services.shard.node import Node
 from services.shard.search_pool import PoolFullError, SearchPool
+from services.shard.snapshot_service import Snapshots
 from services.shard.store import StoreError
 from services.shard.validation import batch_of, check_document_id, queries_of
 from services.shard.view import View, index_epoch
@@ -51,6 +52,7 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         self._node = node
         self._pool = pool
         self._clock = clock
+        self._snapshots = Snapshots(config, clock)
 
     async def Summary(
         self, request: shard_pb2.SummaryRequest, _context: Context[shard_pb2.SummaryRequest, shard_pb2.SummaryResponse]
@@ -223,6 +225,15 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         """How many rows live in a shard, and vectors of some."""
         async for chunk in codec_service.sample_chunks(self._replica(request.collection, request.shard), request):
             yield chunk
+
+    async def SnapshotShard(
+        self,
+        request: shard_pb2.SnapshotShardRequest,
+        _context: Context[shard_pb2.SnapshotShardRequest, shard_pb2.SnapshotShardResponse],
+    ) -> shard_pb2.SnapshotShardResponse:
+        """Write a snapshot of this node's replica of one shard."""
+        replica = self._replica(request.collection, request.shard)
+        return await self._snapshots.take(replica, self._node.codecs.stores.get(request.collection), request)
 
     async def NodeStatus(
         self,

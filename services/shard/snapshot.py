@@ -60,6 +60,7 @@ class Taken:
     """A finished snapshot of one replica."""
 
     manifest: ShardManifest
+    applied: GtidSet
     key: str
     """Of the manifest, relative to the destination."""
     sha256: str
@@ -113,7 +114,7 @@ def take(subject: Subject, name: str, store: ObjectStore, now_ms: int) -> Taken:
     )
     data = manifest.to_bytes()
     store.put(f"{prefix}/{MANIFEST_FILE}", data)
-    return Taken(manifest, f"{prefix}/{MANIFEST_FILE}", hashlib.sha256(data).hexdigest())
+    return Taken(manifest, copied.applied, f"{prefix}/{MANIFEST_FILE}", hashlib.sha256(data).hexdigest())
 
 
 @contextmanager
