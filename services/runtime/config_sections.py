@@ -156,6 +156,8 @@ class ShardConfig:
     """Recall@10 that nprobe and the candidate count are chosen for."""
     codec_exchange_ms: int = 2_000
     """How often nodes ask each other for newer codecs, and the owner looks whether one must be trained."""
+    lexical_statistics_ms: int = 5_000
+    """How often a node asks for the word statistics of shards that it does not host."""
     codec_owner_silent_ms: int = 10_000
     """A node that was not heard for so long leaves the training of codecs to the next one."""
 

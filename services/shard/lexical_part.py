@@ -23,6 +23,8 @@ class LexicalPart:
     rids: NDArray[np.int64]
     alive: NDArray[np.uint8]
     live: int
+    order: NDArray[np.int64] | None = None
+    """Positions in ascending order of rid; None: not at hand."""
 
     @property
     def rows(self) -> int:
@@ -31,3 +33,11 @@ class LexicalPart:
     def mask(self) -> NDArray[np.bool_] | None:
         """One boolean per position; None while every row is alive."""
         return None if self.live == self.rows else bits.to_mask(self.alive, self.rows)
+
+    def positions(self, rids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The position of each of `rids`, -1 for one that is not here."""
+        if not self.rows:
+            return np.full(len(rids), -1, dtype=np.int64)
+        order = np.argsort(self.rids, kind="stable") if self.order is None else self.order
+        found = order[np.minimum(np.searchsorted(self.rids, rids, sorter=order), self.rows - 1)]
+        return np.where(self.rids[found] == rids, found, -1)

@@ -83,12 +83,10 @@ def scores_of(parts: Sequence[LexicalPart], query: Scorer, rids: NDArray[np.int6
     """The score of each of `rids`, float32; 0 for a row without any of the terms."""
     found = np.zeros(len(rids), dtype=np.float32)
     for part in parts:
-        here = np.flatnonzero(np.isin(rids, part.rids))
-        if not len(here):
-            continue
-        order = np.argsort(part.rids, kind="stable")
-        positions = order[np.searchsorted(part.rids, rids[here], sorter=order)]
-        found[here] = _scores_at(part, query, positions)
+        positions = part.positions(rids)
+        here = np.flatnonzero(positions >= 0)
+        if len(here):
+            found[here] = _scores_at(part, query, positions[here])
     return found
 
 

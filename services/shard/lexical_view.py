@@ -19,6 +19,7 @@ def lexical_parts(view: View) -> tuple[LexicalPart, ...]:
             part.segment.rids,
             part.alive,
             part.live,
+            part.segment.order,
         )
         for number, part in enumerate(view.parts, start=1)
     )

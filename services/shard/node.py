@@ -24,6 +24,7 @@ from services.shard.lexical_search import lexical_of
 from services.shard.node_codecs import NodeCodecs
 from services.shard.repair import Repair
 from services.shard.snapshot import remove_leftovers
+from services.shard.statistics_exchange import StatisticsExchange
 from services.shard.store import StoreError
 
 BULK_PULLS_MAX = 2
@@ -42,6 +43,7 @@ class Node:
         self.replicas: Mapping[tuple[str, int], HostedReplica] = _assigned(config, name, topology)
         self.repairs: dict[tuple[str, int], Repair] = {}
         self.codecs = NodeCodecs(config, name, topology, clock)
+        self.statistics = StatisticsExchange(self.replicas, topology, clock)
         self.loaded = False
 
     async def open(self) -> None:
@@ -64,6 +66,7 @@ class Node:
             self.repairs[key] = repair
             self._tasks.append(asyncio.create_task(repair.run(), name=f"repair {replica.replica_id[:8]}"))
         self._tasks += self.codecs.start(self.replicas, stubs)
+        self._tasks.append(asyncio.create_task(self.statistics.run(self._config, stubs), name="statistics"))
 
     async def ready(self) -> None:
         """Wait until every replica that can serve has caught up. Never returns when none can."""

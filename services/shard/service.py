@@ -19,17 +19,20 @@ from services.runtime.config import Config
 from services.runtime.deadline import Deadline, current_deadline
 from services.runtime.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from services.runtime.filter_check import condition_of
-from services.shard import codec_service, list_service, pulling, search, status
-from services.shard.damage import DamagedRowError
+from services.shard import codec_service, list_service, pulling, search, statistics_service, status
+from services.shard.damage import DamagedRowError, PartDamagedError
 from services.shard.documents import read_documents
 from services.shard.engine import Engine
 from services.shard.filtering import FILTER_FAILURES, MetadataDamagedError
 from services.shard.hosted import HostedReplica
+from services.shard.lexical_queries import LexicalQueries
+from services.shard.lexical_search import Scorer, lexical_of
+from services.shard.lexical_view import lexical_parts
 from services.shard.node import Node
 from services.shard.search_pool import PoolFullError, SearchPool
 from services.shard.snapshot_service import Snapshots
 from services.shard.store import StoreError
-from services.shard.validation import batch_of, check_document_id, queries_of
+from services.shard.validation import batch_of, check_document_id, mode_of, queries_of, texts_of
 from services.shard.view import View, index_epoch
 from services.shard.wire import WireError, set_from_wire, set_to_wire, status_to_wire
 
@@ -81,6 +84,7 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
             self._want(replica, batch.depends.difference(engine.view.applied))
         if verdict is not ReplicaStatus.OK:
             return self._refused(replica, verdict, "")
+        await asyncio.to_thread(engine.analyse, batch)
         queued = engine.write(batch, request.epoch)
         if queued is None:
             return self._refused(replica, ReplicaStatus.OVERLOADED, "the write queue is full")
@@ -104,19 +108,26 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         if not 1 <= request.k <= self._config.router.k_max:
             raise InvalidArgument(f"k must be 1 to {self._config.router.k_max}, not {request.k}", "k")
         try:
+            mode = mode_of(request)
             queries = queries_of(request, dim, self._config.router.queries_max)
+            texts = [] if mode == search.DENSE else texts_of(request, self._config.router.text_bytes_max)
             requires = [set_from_wire(leg.require, "shards.require") for leg in request.shards]
         except WireError as error:
             raise InvalidArgument(str(error), error.field) from error
         deadline = current_deadline().minus_ms(ANSWER_MS)
         declared = self._config.collections[request.collection].metadata
         condition = condition_of(request.filter, declared) if request.HasField("filter") else None
-        task = search.SearchTask(queries, request.k, request.exact, request.include_payload, condition)
+        words = await self._words(request.collection, texts) if texts else None
+        task = search.SearchTask(queries, request.k, request.exact, request.include_payload, condition, mode, words)
         legs = [
             self._leg(request, leg, require, task, deadline)
             for leg, require in zip(request.shards, requires, strict=True)
         ]
         return shard_pb2.SearchShardsResponse(node=self._node.name, shards=await asyncio.gather(*legs))
+
+    async def _words(self, collection: str, texts: Sequence[str]) -> LexicalQueries:
+        lexical = lexical_of(self._config.collections[collection].lexical)
+        return await asyncio.to_thread(LexicalQueries, texts, collection, lexical, self._node.statistics)
 
     async def GetDocuments(
         self,
@@ -234,6 +245,17 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         """Write a snapshot of this node's replica of one shard."""
         replica = self._replica(request.collection, request.shard)
         return await self._snapshots.take(replica, self._node.codecs.stores.get(request.collection), request)
+
+    async def Statistics(
+        self,
+        request: shard_pb2.StatisticsRequest,
+        _context: Context[shard_pb2.StatisticsRequest, shard_pb2.StatisticsResponse],
+    ) -> AsyncIterator[shard_pb2.StatisticsResponse]:
+        """What BM25 needs to know of a shard, unless the caller has it."""
+        async for piece in statistics_service.statistics_chunks(
+            self._replica(request.collection, request.shard), request
+        ):
+            yield piece
 
     async def NodeStatus(
         self,
@@ -367,21 +389,27 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         if engine.damaged:
             raise DamagedRowError(tuple(engine.damaged))
 
-        def attempt(searched: View) -> tuple[list[shard_pb2.ShardQueryResult], View, int]:
+        def attempt(searched: View) -> View:
             matching = search.narrowed(searched, engine.readers, task, engine.filters)
-            return search.run(matching, engine.readers, task, engine.filters), searched, matching.rows_live
+            scorers: Sequence[Scorer] = ()
+            if task.words is not None:
+                scorers, result.statistics_age_ms = task.words.scorers(result.shard, lexical_parts(searched))
+            result.results.extend(search.run(matching, engine.readers, task, engine.filters, scorers))
+            result.rows_matching = matching.rows_live
+            return searched
 
-        def work(queue_wait_us: int) -> tuple[list[shard_pb2.ShardQueryResult], View, int, int, int]:
+        def work(queue_wait_us: int) -> View:
             began = self._clock.monotonic_s()
             try:
-                found = attempt(view)
+                searched = attempt(view)
             except search.ViewExpiredError:
-                found = attempt(engine.view)
-            return *found, queue_wait_us, int((self._clock.monotonic_s() - began) * 1e6)
+                searched = attempt(engine.view)
+            result.queue_wait_us = queue_wait_us
+            result.search_us = int((self._clock.monotonic_s() - began) * 1e6)
+            return searched
 
         try:
-            outcome = await self._pool.run(work, deadline)
-            found, searched, result.rows_matching, result.queue_wait_us, result.search_us = outcome
+            searched = await self._pool.run(work, deadline)
         except DamagedRowError as error:
             engine.note_damage(error.names)
             raise
@@ -391,9 +419,8 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         except MetadataDamagedError as error:
             engine.mend_metadata(error.rids)
             raise
-        search.describe(held, searched, result.rows_matching, task, result.queue_wait_us, result.search_us)
+        search.describe(held, searched, task, result)
         _fill_view(result, searched)
-        result.results.extend(found)
         result.status = shard_pb2.REPLICA_STATUS_OK
 
     async def _documents(

@@ -61,9 +61,14 @@ def check_document_id(document_id: str, field: str) -> None:
 
 
 def queries_of(request: shard_pb2.SearchShardsRequest, dim: int, queries_max: int) -> NDArray[np.float32]:
-    """The queries as unit float32 rows (n, dim). Raises WireError."""
+    """The queries as unit float32 rows (n, dim), (n, 0) in LEXICAL mode. Raises WireError."""
     if not 1 <= len(request.queries) <= queries_max:
         raise WireError("queries", f"a search holds 1 to {queries_max} queries, not {len(request.queries)}")
+    if request.mode == passage_pb2.SEARCH_MODE_LEXICAL:
+        for number, query in enumerate(request.queries):
+            if query.HasField("vector"):
+                raise WireError(f"queries[{number}].vector", "has no meaning in mode LEXICAL")
+        return np.empty((len(request.queries), 0), dtype=np.float32)
     for number, query in enumerate(request.queries):
         if query.vector.dim != dim or len(query.vector.data) != 4 * dim:
             raise WireError(f"queries[{number}].vector", f"must have {dim} dimensions, not {query.vector.dim}")
@@ -73,6 +78,27 @@ def queries_of(request: shard_pb2.SearchShardsRequest, dim: int, queries_max: in
     if bad is not None:
         raise WireError(f"queries[{bad}].vector", "must be finite and of unit length")
     return vectors
+
+
+def mode_of(request: shard_pb2.SearchShardsRequest) -> passage_pb2.SearchMode.ValueType:
+    """How to search, DENSE when nothing is said. Raises WireError on a mode this version does not know."""
+    if request.mode == passage_pb2.SEARCH_MODE_UNSPECIFIED:
+        return passage_pb2.SEARCH_MODE_DENSE
+    if request.mode not in passage_pb2.SearchMode.values():
+        raise WireError("mode", f"{request.mode} is not a mode; use DENSE, LEXICAL, HYBRID or TWO_STAGE")
+    return request.mode
+
+
+def texts_of(request: shard_pb2.SearchShardsRequest, text_bytes_max: int) -> list[str]:
+    """What BM25 searches for, by query. A text without a single term finds nothing, which is no error.
+
+    Raises WireError when one is empty or too long.
+    """
+    for number, query in enumerate(request.queries):
+        if not 1 <= len(query.text.encode()) <= text_bytes_max:
+            size = len(query.text.encode())
+            raise WireError(f"queries[{number}].text", f"must be 1 to {text_bytes_max} bytes in UTF-8, not {size}")
+    return [query.text for query in request.queries]
 
 
 def _check_passages(rows: Sequence[PassageRow], dim: int) -> None:
