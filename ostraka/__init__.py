@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ostraka.credentials import Credentials
     from ostraka.documents import NewDocument, NewPassage
     from ostraka.errors import OstrakaError
+    from ostraka.filters import Filter, where
+    from ostraka.listings import DocumentPage, DocumentSummary, ExportedDocument
     from ostraka.mesh_status import MeshStatus
     from ostraka.results import (
         Consistency,
@@ -45,7 +47,11 @@ __all__ = [
     "Consistency",
     "Credentials",
     "Delta",
+    "DocumentPage",
+    "DocumentSummary",
     "DocumentWrite",
+    "ExportedDocument",
+    "Filter",
     "Fusion",
     "GetResult",
     "Hit",
@@ -63,6 +69,7 @@ __all__ = [
     "ShardCoverage",
     "Version",
     "WriteResult",
+    "where",
 ]
 
 _HOMES = {
@@ -71,6 +78,8 @@ _HOMES = {
     "ostraka.credentials": ("Credentials",),
     "ostraka.documents": ("NewDocument", "NewPassage"),
     "ostraka.errors": ("OstrakaError",),
+    "ostraka.filters": ("Filter", "where"),
+    "ostraka.listings": ("DocumentPage", "DocumentSummary", "ExportedDocument"),
     "ostraka.mesh_status": ("MeshStatus",),
     "ostraka.results": (
         "Consistency",

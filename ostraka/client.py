@@ -14,23 +14,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from ostraka.answers import Answer, AskEvent, event_from_proto
-from ostraka.connection import Connection, Deadline, RpcMetadata
-from ostraka.credentials import IDENTITY_DEFAULT, Credentials
+from ostraka.connection import Deadline, RpcMetadata
+from ostraka.document_calls import DocumentCalls
 from ostraka.documents import NewDocument, VectorLike, vector_to_proto
-from ostraka.errors import (
-    ClientStateError,
-    InvalidRequest,
-    OstrakaError,
-    ServerError,
-    WriteRefused,
-    WriteUncertain,
-)
+from ostraka.errors import InvalidRequest, OstrakaError, ServerError
+from ostraka.filter_expressions import filter_to_proto
+from ostraka.filters import FilterLike
 from ostraka.mesh_status import MeshStatus
+from ostraka.opened_client import ClientOptions, checked, request_of
 from ostraka.results import (
     Consistency,
     DocumentWrite,
@@ -43,83 +38,18 @@ from ostraka.results import (
     ShardCoverage,
     WriteResult,
 )
-from ostraka.retry import RetryPolicy
 from ostraka.search_modes import Fusion, SearchMode
-from ostraka.session import Session
 from ostraka.v1 import router_pb2 as pb
 
 if TYPE_CHECKING:
     from ostraka.v1.router_pb2_grpc import RouterServiceAsyncStub
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClientOptions:
-    """Limits and defaults of one client."""
-
-    timeout_s: float = 10.0
-    """Deadline of a call that names none."""
-    ask_timeout_s: float = 60.0
-    """The same for `ask`, which waits for a language model."""
-    message_bytes_max: int = 16 * 1024 * 1024
-    retry: RetryPolicy = field(default_factory=RetryPolicy)
+__all__ = ["Client", "ClientOptions"]
 
 
-class Client:
+class Client(DocumentCalls):
     """One caller of a mesh; open it with `async with` or `connect`, and share it between tasks of one loop."""
-
-    def __init__(
-        self,
-        addresses: Sequence[str] | str,
-        *,
-        certs: Path | str | None = None,
-        identity: str = IDENTITY_DEFAULT,
-        credentials: Credentials | None = None,
-        collection: str = "docs",
-        session_token: bytes = b"",
-        options: ClientOptions | None = None,
-    ) -> None:
-        """`addresses` are routers as HOST:PORT, used in turn; name either a `certs` directory or `credentials`.
-
-        Raises CertificateError for unreadable files, InvalidRequest when an argument is missing.
-        """
-        self._addresses = (addresses,) if isinstance(addresses, str) else tuple(addresses)
-        if not self._addresses:
-            raise InvalidRequest("addresses: at least one router is needed", field="addresses")
-        if (certs is None) == (credentials is None):
-            raise InvalidRequest("name either a certs directory or credentials", field="certs")
-        self._credentials = credentials or Credentials.from_directory(Path(certs or ""), identity)
-        self._options = options or ClientOptions()
-        self._session = Session(session_token)
-        self._connection: Connection | None = None
-        self._closed = False
-        self.collection = collection
-
-    @classmethod
-    async def connect(cls, addresses: Sequence[str] | str, **arguments: Any) -> Self:
-        """An opened client; the arguments are the constructor's. The caller must `close` it."""
-        return await cls(addresses, **arguments).__aenter__()
-
-    async def __aenter__(self) -> Self:
-        if self._connection is not None or self._closed:
-            raise ClientStateError("a client is opened once; make another")
-        self._connection = Connection(
-            self._addresses, self._credentials, self._options.retry, self._options.message_bytes_max
-        )
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Cancel what is under way and close the channels; a second time does nothing."""
-        connection, self._connection, self._closed = self._connection, None, True
-        if connection is not None:
-            await connection.close()
-
-    @property
-    def session_token(self) -> bytes:
-        """What this client has written and seen; hand it to another client to continue its session."""
-        return self._session.token
 
     async def search(self, query: str | VectorLike, **arguments: Any) -> SearchResult:
         """The best passages for one text or vector; the arguments are those of `search_batch`."""
@@ -137,18 +67,20 @@ class Client:
         embedding_model: str = "",
         mode: SearchMode | str = SearchMode.DENSE,
         fusion: Fusion | None = None,
+        where: FilterLike | None = None,
         lexical_texts: Sequence[str] | None = None,
         timeout_s: float | None = None,
     ) -> list[SearchResult]:
         """One result per query, in order; texts and vectors may be mixed. Raises OstrakaError.
 
+        `where`: only passages that meet this condition, as `ostraka.where` makes it or as an expression.
         `lexical_texts`, one per query: what BM25 searches for, where that is not the query's own text; a query by
         vector needs one in the modes hybrid and two-stage.
         """
         words = [""] * len(queries) if lexical_texts is None else list(lexical_texts)
         if len(words) != len(queries):
             raise InvalidRequest(f"lexical_texts: {len(words)} texts for {len(queries)} queries", field="lexical_texts")
-        request = _request(
+        request = request_of(
             pb.SearchRequest,
             collection=self._name(collection),
             queries=[
@@ -162,6 +94,7 @@ class Client:
             embedding_model=embedding_model,
             mode=SearchMode.of(mode).value,
             fusion=None if fusion is None else fusion.to_proto(),
+            filter=filter_to_proto(where),
         )
 
         def call(stub: RouterServiceAsyncStub, *, timeout: float, metadata: RpcMetadata) -> Any:
@@ -184,10 +117,11 @@ class Client:
         max_tokens: int = 256,
         mode: SearchMode | str = SearchMode.DENSE,
         fusion: Fusion | None = None,
+        where: FilterLike | None = None,
         timeout_s: float | None = None,
     ) -> AsyncGenerator[AskEvent, None]:
         """Stream an answer: `Retrieved`, then `Delta`s, then `Answer`. Leaving the loop cancels the call."""
-        request = _request(
+        request = request_of(
             pb.AskRequest,
             collection=self._name(collection),
             question=question,
@@ -198,6 +132,7 @@ class Client:
             max_tokens=max_tokens,
             mode=SearchMode.of(mode).value,
             fusion=None if fusion is None else fusion.to_proto(),
+            filter=filter_to_proto(where),
         )
 
         def call(stub: RouterServiceAsyncStub, timeout: float, metadata: RpcMetadata) -> Any:
@@ -256,12 +191,12 @@ class Client:
             for n in waiting:
                 if outcomes[n].outcome is Outcome.UNCERTAIN:
                     batch[n] = replace(batch[n], retry_version=outcomes[n].version)
-        return _checked(WriteResult(tuple(outcomes[n] for n in range(len(batch))), trace_id), check)
+        return checked(WriteResult(tuple(outcomes[n] for n in range(len(batch))), trace_id), check)
 
     async def _upsert_once(
         self, documents: Sequence[NewDocument], collection: str | None, embedding_model: str, deadline: Deadline
     ) -> pb.UpsertResponse:
-        request = _request(
+        request = request_of(
             pb.UpsertRequest,
             collection=self._name(collection),
             documents=[document.to_proto() for document in documents],
@@ -277,26 +212,6 @@ class Client:
             raise ServerError(f"{len(documents)} documents were answered by {len(response.documents)} outcomes")
         return response
 
-    async def delete(
-        self,
-        document_ids: Iterable[str],
-        *,
-        collection: str | None = None,
-        timeout_s: float | None = None,
-        check: bool = True,
-    ) -> WriteResult:
-        """Delete whole documents. An UNCERTAIN deletion is reported, never repeated: it would be a new one."""
-        ids = list(document_ids)
-        request = _request(pb.DeleteRequest, collection=self._name(collection), document_ids=ids)
-
-        def call(stub: RouterServiceAsyncStub, *, timeout: float, metadata: RpcMetadata) -> Any:
-            return stub.Delete(request, timeout=timeout, metadata=metadata)
-
-        response: pb.DeleteResponse = await self._open.unary(call, self._deadline(timeout_s), read=False)
-        self._session.add(response.session_token)
-        result = WriteResult(tuple(map(DocumentWrite.from_proto, response.documents)), response.trace_id)
-        return _checked(result, check)
-
     async def get(
         self,
         document_ids: Iterable[str] = (),
@@ -308,7 +223,7 @@ class Client:
         timeout_s: float | None = None,
     ) -> GetResult:
         """Passages of whole documents, or single ones as `document#ordinal`; what does not exist is `missing`."""
-        request = _request(
+        request = request_of(
             pb.GetRequest,
             collection=self._name(collection),
             document_ids=list(document_ids),
@@ -339,37 +254,6 @@ class Client:
         response: pb.StatusResponse = await self._open.unary(call, self._deadline(timeout_s), read=True)
         return MeshStatus.from_proto(response)
 
-    @property
-    def _open(self) -> Connection:
-        if self._connection is None:
-            raise ClientStateError(
-                "this client is closed" if self._closed else "open the client first: async with Client(...) as client"
-            )
-        return self._connection
-
-    def _deadline(self, timeout_s: float | None) -> Deadline:
-        return Deadline(self._options.timeout_s if timeout_s is None else timeout_s)
-
-    def _name(self, collection: str | None) -> str:
-        return self.collection if collection is None else collection
-
-
-def _request(kind: Any, **fields: Any) -> Any:
-    """A message of the contract. Raises InvalidRequest for what its types cannot hold, such as k = -1."""
-    try:
-        return kind(**fields)
-    except (TypeError, ValueError) as error:
-        culprit = next((name for name, value in fields.items() if not _fits(kind, name, value)), "")
-        raise InvalidRequest(f"{culprit or kind.__name__}: {error}", field=culprit) from error
-
-
-def _fits(kind: Any, name: str, value: Any) -> bool:
-    try:
-        kind(**{name: value})
-    except (TypeError, ValueError):
-        return False
-    return True
-
 
 def _query(query: str | VectorLike, lexical_text: str, field_name: str) -> pb.Query:
     try:
@@ -394,17 +278,3 @@ def _search_result(result: pb.QueryResult, response: pb.SearchResponse) -> Searc
         mode=SearchMode.from_proto(response.mode),
         lexical_statistics_age_ms=response.lexical_statistics_age_ms,
     )
-
-
-def _checked(result: WriteResult, check: bool) -> WriteResult:
-    if not check or result.acknowledged:
-        return result
-    for outcome, kind in ((Outcome.UNCERTAIN, WriteUncertain), (Outcome.REFUSED, WriteRefused)):
-        if documents := result.having(outcome):
-            first = documents[0]
-            raise kind(
-                f"{len(documents)} of {len(result.documents)} documents {outcome.name}; "
-                f"first {first.document_id!r} at version {first.version}: {first.reason}",
-                result,
-            )
-    raise AssertionError("a result that is not acknowledged has an outcome that says why")

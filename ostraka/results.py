@@ -95,7 +95,7 @@ class Passage:
             source=p.source,
             char_start=p.char_start,
             char_end=p.char_end,
-            metadata={key: _scalar(value) for key, value in p.metadata.items()},
+            metadata={key: scalar_of(value) for key, value in p.metadata.items()},
             content_sha256=p.content_sha256,
             version=Version.from_proto(p.version),
             truncated=p.truncated,
@@ -272,6 +272,11 @@ class DocumentWrite:
     shard: int
     reason: str
 
+    @property
+    def acknowledged(self) -> bool:
+        """Durable on a write quorum."""
+        return self.outcome is Outcome.ACKNOWLEDGED
+
     @classmethod
     def from_proto(cls, w: router_pb.DocumentWrite) -> DocumentWrite:
         return cls(
@@ -303,7 +308,8 @@ class WriteResult:
         return tuple(document for document in self.documents if document.outcome is outcome)
 
 
-def _scalar(value: passage_pb.MetadataValue) -> MetadataScalar:
+def scalar_of(value: passage_pb.MetadataValue) -> MetadataScalar:
+    """The value itself."""
     kind = value.WhichOneof("kind")
     scalar: MetadataScalar = getattr(value, kind) if kind else ""
     return scalar
