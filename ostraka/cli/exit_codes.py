@@ -23,6 +23,8 @@ from ostraka.errors import (
     Unavailable,
 )
 from services.runtime.config import ConfigError
+from services.shard.object_store import BadDestinationError
+from services.shard.snapshot_format import RestoreRefusedError
 
 
 class ExitCode(IntEnum):
@@ -46,6 +48,8 @@ EXIT_CODE_OF: tuple[tuple[type[Exception], ExitCode], ...] = (
     (Unavailable, ExitCode.UNAVAILABLE),
     (DeadlineExceeded, ExitCode.UNAVAILABLE),
     (SupervisorError, ExitCode.FAILED),
+    (BadDestinationError, ExitCode.USAGE),
+    (RestoreRefusedError, ExitCode.USAGE),
 )
 """The first that fits counts."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from ostraka.cli import demo_command, mesh_commands, query_commands, trace_command, write_commands
+from ostraka.cli import demo_command, mesh_commands, query_commands, snapshot_command, trace_command, write_commands
 
 _EPILOG = (
     "Exit codes: 0 done, 1 failed, 2 wrong arguments, configuration or request, 3 the mesh cannot be reached, "
@@ -32,6 +32,7 @@ app.command("up", rich_help_panel=_MESH)(mesh_commands.up)
 app.command("down", rich_help_panel=_MESH)(mesh_commands.down)
 app.command("status", rich_help_panel=_MESH)(mesh_commands.status)
 app.command("certs", rich_help_panel=_MESH)(mesh_commands.certs)
+app.add_typer(snapshot_command.app, name="snapshot", rich_help_panel=_MESH)
 app.command("ingest", rich_help_panel=_DOCUMENTS)(write_commands.ingest_files)
 app.command("get", rich_help_panel=_DOCUMENTS)(query_commands.get)
 app.command("delete", rich_help_panel=_DOCUMENTS)(write_commands.delete)

@@ -22,6 +22,8 @@ from ostraka.cli.supervisor import SupervisorError
 from ostraka.errors import OstrakaError
 from ostraka.results import Version
 from services.runtime.config import ConfigError
+from services.shard.object_store import ObjectStoreError
+from services.shard.snapshot_format import SnapshotError
 
 # Files and pipes have no width; 80 columns would fold every id.
 PIPE_COLUMNS = 160
@@ -39,7 +41,7 @@ def command(body: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             asyncio.run(body(*args, **kwargs))
-        except (OstrakaError, ConfigError, SupervisorError) as error:
+        except (OstrakaError, ConfigError, SupervisorError, ObjectStoreError, SnapshotError) as error:
             report_error(error, as_json=bool(kwargs.get("as_json", False)))
             raise typer.Exit(exit_code_of(error)) from None
         except (KeyboardInterrupt, asyncio.CancelledError):

@@ -9,9 +9,9 @@ from __future__ import annotations
 import fcntl
 import json
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,57 @@ def bootstrap(config: Config) -> Topology:
     return load(config)
 
 
+class TopologyChange:
+    """The record while it is locked; for replacing replicas of a mesh that is not running."""
+
+    def __init__(self, config: Config, raw: dict[str, Any]) -> None:
+        self._config = config
+        self._raw = raw
+
+    def planned(self, collection: str, buckets: Sequence[int], epochs: Mapping[int, int]) -> CollectionTopology:
+        """New replica ids for every voter, on the nodes that hold the collection now, or spread when there are none.
+
+        `epochs`: the least epoch of each shard, to be exceeded. Raises ConfigError when the record does not fit.
+        """
+        settings = self._config.collections[collection]
+        known = self._known(collection)
+        made = known or _spread(settings, tuple(self._config.nodes), self._seats())
+        shards = {
+            shard: replace(
+                members,
+                epoch=max(epochs[shard], members.epoch if known else 0) + 1,
+                voters=tuple(replace(voter, replica_id=_new_id()) for voter in members.voters),
+            )
+            for shard, members in made.shards.items()
+        }
+        return CollectionTopology(shards, tuple(buckets))
+
+    def replace(self, collections: Mapping[str, CollectionTopology]) -> list[Voter]:
+        """Write the record with these collections in it, atomically; the voters that they replace.
+
+        The directories of the new voters must be durable. Raises OSError, nothing changed.
+        """
+        known = [topology for name in collections if (topology := self._known(name)) is not None]
+        raw = {**self._raw, **{name: asdict(topology) for name, topology in collections.items()}}
+        write_atomically(self._config.topology_path, _dump({"format": FORMAT, "collections": raw}))
+        return [voter for topology in known for members in topology.shards.values() for voter in members.voters]
+
+    def _known(self, collection: str) -> CollectionTopology | None:
+        if collection not in self._raw:
+            return None
+        return _checked(self._config, collection, self._config.collections[collection], self._raw[collection])
+
+    def _seats(self) -> int:
+        return sum(len(shard["voters"]) for known in self._raw.values() for shard in known["shards"].values())
+
+
+@contextmanager
+def changing(config: Config) -> Iterator[TopologyChange]:
+    """The record, locked against `bootstrap` and other changes. Raises ConfigError when it cannot be read."""
+    with _locked(config.data_dir / "topology.lock"):
+        yield TopologyChange(config, _read(config.topology_path) or {})
+
+
 def replica_problem(config: Config, collection: str, shard: int, voter: Voter) -> str:
     """Why this replica's directory cannot be served from, "" when it can.
 
@@ -126,22 +177,29 @@ def _spread(settings: CollectionConfig, nodes: tuple[str, ...], first_seat: int)
     shards = {}
     for shard in range(settings.shards):
         start = first_seat + shard * settings.replicas
-        voters = tuple(
-            Voter(secrets.token_hex(REPLICA_ID_BYTES), nodes[(start + place) % len(nodes)])
-            for place in range(settings.replicas)
-        )
+        voters = tuple(Voter(_new_id(), nodes[(start + place) % len(nodes)]) for place in range(settings.replicas))
         shards[shard] = ShardTopology(1, voters, settings.read_quorum, settings.write_quorum)
     return CollectionTopology(shards, tuple(bucket % settings.shards for bucket in range(BUCKETS)))
+
+
+def make_replica(config: Config, collection: str, shard: int, voter: Voter) -> Path:
+    """A new replica's directory with its marker, durable. Raises OSError."""
+    directory = config.replica_dir(voter.node, voter.replica_id)
+    directory.mkdir(parents=True)
+    write_atomically(directory / MARKER, _dump(_marker(collection, shard, voter)))
+    for parent in (directory.parent, directory.parent.parent, config.data_dir):
+        sync_directory(parent)
+    return directory
 
 
 def _make_replicas(config: Config, collection: str, topology: CollectionTopology) -> None:
     for shard, members in topology.shards.items():
         for voter in members.voters:
-            directory = config.replica_dir(voter.node, voter.replica_id)
-            directory.mkdir(parents=True)
-            write_atomically(directory / MARKER, _dump(_marker(collection, shard, voter)))
-            for parent in (directory.parent, directory.parent.parent, config.data_dir):
-                sync_directory(parent)
+            make_replica(config, collection, shard, voter)
+
+
+def _new_id() -> str:
+    return secrets.token_hex(REPLICA_ID_BYTES)
 
 
 def _marker(collection: str, shard: int, voter: Voter) -> dict[str, Any]:

@@ -25,8 +25,16 @@ MANIFEST_FILE = "manifest.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-class SnapshotDamagedError(Exception):
+class SnapshotError(Exception):
+    """A snapshot cannot be taken, read or restored; the message says why."""
+
+
+class SnapshotDamagedError(SnapshotError):
     """A manifest is not what was written, or of a format that this version does not read."""
+
+
+class RestoreRefusedError(SnapshotError):
+    """The snapshot does not fit the mesh, or the mesh is not in a state to take it. Nothing was changed."""
 
 
 @dataclass(frozen=True, slots=True)
