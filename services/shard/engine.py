@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from services.quorum.status import ReplicaStatus
 from services.runtime.clock import Clock
 from services.runtime.config import LexicalConfig, MetadataKind, ShardConfig
 from services.shard import opening
-from services.shard.damage import DamagedRowError, RowName
+from services.shard.damage import DamagedRowError, DamageLedger, RowName
 from services.shard.filtering import Filters
 from services.shard.lexical_ahead import TermsAhead
 from services.shard.lexical_search import Lexical, lexical_of
@@ -94,18 +93,17 @@ class Engine:
         self._clock = clock
         self._database = Database(directory / DATABASE_FILE, writable=True)
         repaired = opening.prepare(self._database, replica_id)
-        if repaired:
-            _LOG.error("derived anew from the rows", replica=replica_id, found=repaired)
         self.filters = Filters(MetadataIndex(metadata or {}))
         self.lexical = lexical or lexical_of(LexicalConfig())
         self._terms = TermsAhead(self.lexical.analyzer)
         self._rows = RowsWriter(self._database, dim, self.filters.index, self._terms)
         loaded = load_view(self._rows, self.segments_dir, dim, self.lexical.analyzer)
         self._view = loaded.view
-        self._damaged: frozenset[RowName] = frozenset(loaded.damaged_rows)
+        self.ledger = DamageLedger(replica_id, loaded.damaged_rows, len(loaded.damaged_segments))
+        for reason in repaired:
+            self.ledger.add_repaired(f"derived anew from the rows: {reason}")
         limits = ReplicaLimits(write_age_ms=config.write_age_ms_max, clock_skew_ms=config.clock_skew_ms_max)
         self.core = ReplicaCore(replica_id, epoch, loaded.view.applied, loaded.view.hlc_max, limits)
-        self._damage_lock = threading.Lock()  # rows are found damaged in any thread
         self._read_only = ""
         self._failure = ""
         self.readers = Readers(directory / DATABASE_FILE, kept=8)
@@ -143,7 +141,7 @@ class Engine:
     @property
     def damaged(self) -> frozenset[RowName]:
         """Live rows known to fail their checksum and not yet repaired."""
-        return self._damaged
+        return self.ledger.rows
 
     def analyse(self, batch: WriteBatch) -> None:
         """Find a batch's terms before it is queued, so that the writer thread need not."""
@@ -169,6 +167,14 @@ class Engine:
         """Derive anew what filters see of these passages: the index was found wrong about them."""
         return self._writer.run(lambda: self._mend_metadata(rids))
 
+    def maintain(self, work: Callable[[RowsWriter], None]) -> Future[None]:
+        """Run `work` in a transaction of its own and publish what it changed. The future raises StoreError."""
+        return self._writer.run(lambda: self._transaction(lambda: work(self._rows)))
+
+    def replace_part(self, name: str, made: Callable[[View], View]) -> Future[None]:
+        """Forget the segment `name` and publish what `made` makes of the newest view. The future raises StoreError."""
+        return self._writer.run(lambda: self._replace_part(name, made))
+
     def probe(self) -> Future[None]:
         """See whether a read-only replica can write again."""
         return self._writer.run(self._probe)
@@ -188,11 +194,7 @@ class Engine:
 
     def note_damage(self, names: Sequence[RowName]) -> None:
         """Remember damaged rows until they are repaired or superseded."""
-        with self._damage_lock:
-            added = frozenset(names) - self._damaged
-            self._damaged |= added
-        if added:
-            _LOG.error("rows fail their checksum", replica=self.replica_id, rows=sorted(map(str, added))[:8])
+        self.ledger.add_rows(names)
         self.hooks.damaged()
 
     def note_failure(self, error: Exception) -> None:
@@ -264,6 +266,8 @@ class Engine:
     def _merge(self, bundle: PullBundle, *, mending: bool) -> None:
         try:
             self._transaction(lambda: self.core.merge(bundle, self._rows), mending=mending)
+            if mending:
+                self.ledger.ops_mended(bundle.covers)
         except StoreFullError as error:
             self._turn_read_only(str(error))
             raise
@@ -293,9 +297,7 @@ class Engine:
             self._read_only = ""
         if change.damaged:
             self.note_damage(change.damaged)
-        if self._damaged:
-            with self._damage_lock:
-                self._damaged = frozenset(name for name in self._damaged if self._is_damaged(name))
+        self.ledger.keep_rows(RowsReader(self._database).is_damaged)
         self.hooks.published()
 
     def _abort(self, error: BaseException) -> None:
@@ -319,6 +321,13 @@ class Engine:
         self._view = self._view.sealed(segment, frozenset(replaced))
         for name in replaced:
             shutil.rmtree(self.segments_dir / name, ignore_errors=True)
+        self.hooks.published()
+
+    def _replace_part(self, name: str, made: Callable[[View], View]) -> None:
+        self._forget_segments([name])
+        self._view = made(self._view)
+        self.ledger.part_replaced(name)
+        shutil.rmtree(self.segments_dir / name, ignore_errors=True)
         self.hooks.published()
 
     def _forget_segments(self, names: Sequence[str]) -> None:
@@ -368,19 +377,3 @@ class Engine:
         if not self._read_only:
             _LOG.warning("replica read-only", replica=self.replica_id, reason=reason)
         self._read_only = reason
-
-    def _is_damaged(self, name: RowName) -> bool:
-        """Whether the row is still live and still fails its checksum, or cannot be read.
-
-        Asked after a commit, which an error here must not turn into a refusal.
-        """
-        reader = RowsReader(self._database)
-        try:
-            head = reader.head(name.document_id)
-            if name.ordinal < 0 or head is None or head.version != name.version or name.ordinal >= head.passages:
-                return False
-            return name.ordinal not in {row.ordinal for row in reader.live_passages(name.document_id)}
-        except DamagedRowError as error:
-            return name in error.names
-        except StoreError:
-            return True

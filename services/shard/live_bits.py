@@ -157,6 +157,11 @@ class LiveBitsWriter:
                 self._staged[chunk] = after
         return grown
 
+    def rewrite(self, chunk: int, bits: bytes) -> None:
+        """Store a chunk whatever is stored, in the transaction under way. Raises StoreError."""
+        put(self._database, chunk, bits)
+        self._staged[chunk] = bits
+
     def committed(self) -> None:
         """The transaction is durable."""
         self._cache.update(self._staged)
@@ -167,10 +172,8 @@ class LiveBitsWriter:
     def rolled_back(self) -> None:
         """The transaction was undone."""
         self._staged = {}
-
-    def forget(self) -> None:
-        """Read everything anew from the table, which someone else repaired."""
-        self._cache.clear()
+        if self.rebuilt:
+            self._cache.clear()  # derived from rows that are no longer so
 
     def _read(self, chunk: int) -> bytes:
         bits = self._staged.get(chunk)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from observability.logs import logger
 from services.shard import alive, live_bits
-from services.shard.analyzer import Analyzer
+from services.shard.analyzer import Analyzer, RowTerms
 from services.shard.damage import RowName
 from services.shard.delta import Delta
 from services.shard.lexical_delta import LexicalDelta
@@ -62,14 +62,23 @@ def load_view(reader: RowsReader, segments_dir: Path, dim: int, analyzer: Analyz
     return Loaded(view, tuple(bad_segments), tuple(bad_rows))
 
 
-def read_delta(
-    reader: RowsReader, rids: NDArray[np.int64], dim: int, analyzer: Analyzer
-) -> tuple[Delta, list[RowName]]:
-    """A delta of these rows, without those that fail their checksum, which are named. Raises StoreError."""
+@dataclass(frozen=True, slots=True)
+class ReadRows:
+    """Rows as a delta takes them; `damaged` are left out."""
+
+    rids: NDArray[np.int64]
+    vectors: NDArray[np.float16]
+    """(len(rids), dim)"""
+    terms: list[RowTerms]
+    damaged: list[RowName]
+
+
+def read_rows(reader: RowsReader, rids: NDArray[np.int64], dim: int, analyzer: Analyzer) -> ReadRows:
+    """Read and verify rows, and find their terms. Raises StoreError."""
     vectors = np.empty((len(rids), dim), dtype=np.float16)
     sound = np.zeros(len(rids), dtype=np.bool_)
     damaged: list[RowName] = []
-    lexical = LexicalDelta.empty()
+    terms: list[RowTerms] = []
     for start in range(0, len(rids), ROWS_PER_READ):
         found, bad = reader.sound([int(rid) for rid in rids[start : start + ROWS_PER_READ]])
         damaged += bad
@@ -77,8 +86,16 @@ def read_delta(
             if row is not None:
                 vectors[offset] = np.frombuffer(row.vector, dtype="<f2")
                 sound[offset] = True
-        lexical = lexical.plus([analyzer.passage(row.payload) for row in found if row is not None])
-    return Delta.of(rids[sound], vectors[sound], lexical), damaged
+                terms.append(analyzer.passage(row.payload))
+    return ReadRows(rids[sound], vectors[sound], terms, damaged)
+
+
+def read_delta(
+    reader: RowsReader, rids: NDArray[np.int64], dim: int, analyzer: Analyzer
+) -> tuple[Delta, list[RowName]]:
+    """A delta of these rows, without those that fail their checksum, which are named. Raises StoreError."""
+    read = read_rows(reader, rids, dim, analyzer)
+    return Delta.of(read.rids, read.vectors, LexicalDelta.empty().plus(read.terms)), read.damaged
 
 
 def remove_strays(segments_dir: Path, published: frozenset[str]) -> None:
@@ -93,9 +110,7 @@ def _part(segment: Segment, live: LiveBits) -> Part:
     return Part(segment, alive.from_mask(mask), int(mask.sum()))
 
 
-def _segments(
-    reader: RowsReader, segments_dir: Path, dim: int, analyzer: Analyzer
-) -> tuple[list[Segment], list[str]]:
+def _segments(reader: RowsReader, segments_dir: Path, dim: int, analyzer: Analyzer) -> tuple[list[Segment], list[str]]:
     found: list[Segment] = []
     bad: list[str] = []
     for name, sha256 in sorted(reader.segments().items()):

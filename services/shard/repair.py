@@ -201,23 +201,31 @@ class Repair:
             )
 
     async def _mend(self) -> None:
-        """Fetch damaged rows from whichever peer holds the batches that wrote them."""
+        """Fetch damaged rows and lost operations from whichever peer holds the batches that wrote them."""
         limit = Deadline.after_ms(PULL_MS)
+        for node in sorted(self._peers, key=self._unreachable.__contains__):
+            if self._engine.ledger.ops:
+                await self._mend_from(node, self._engine.ledger.ops, "operations")
         for name in sorted(self._engine.damaged, key=str)[:64]:
             want = await asyncio.to_thread(self._written_by, name)
             for node in sorted(self._peers, key=self._unreachable.__contains__):
                 if limit.expired():
                     return
-                try:
-                    await self._pull(node, want, Deadline.after_ms(PULL_MS), mending=True)
-                except _RECOVERABLE as error:
-                    _LOG.warning("row not mended", row=str(name), peer=node, error=repr(error))
+                await self._mend_from(node, want, str(name))
                 if name not in self._engine.damaged:
                     _LOG.info("row mended", row=str(name), peer=node)
                     break
 
+    async def _mend_from(self, node: str, want: GtidSet, what: str) -> None:
+        try:
+            await self._pull(node, want, Deadline.after_ms(PULL_MS), mending=True)
+        except _RECOVERABLE as error:
+            _LOG.warning("not mended", what=what, peer=node, error=repr(error))
+
     def _written_by(self, name: RowName) -> GtidSet:
         with self._engine.readers.lend() as reader:
+            if name.ordinal < 0:  # what a damaged head says of its version means nothing
+                return GtidSet.of(*reader.ops_of_document(name.document_id))
             return GtidSet.of(*reader.ops_of_version(name.version, name.document_id))
 
     async def _pull(self, node: str, want: GtidSet, deadline: Deadline, *, mending: bool) -> None:

@@ -18,6 +18,7 @@ from services.shard.replica_state import read_state
 from services.shard.store import Database, Row, StoreError
 
 RIDS_PER_STATEMENT = 2_048
+_ROWS = "SELECT rid, document, ordinal, hlc, src, vec, payload, sum FROM passages WHERE rid"
 _OPS = "SELECT src, seq, hlc, version_src, documents, content, sum FROM ops"
 
 
@@ -46,10 +47,34 @@ class RowsReader:
         return head
 
     def live_passages(self, document_id: str) -> list[PassageRow]:
-        """The passages of the head's version, by ordinal. Raises DamagedRowError, StoreError."""
-        sql = f"SELECT p.document, p.ordinal, p.hlc, p.src, p.vec, p.payload, p.sum {schema.LIVE}"  # constant
-        rows = self.database.rows(f"{sql} WHERE p.document = ? ORDER BY p.ordinal", (document_id,))
+        """The passages of the head's version, by ordinal. Raises DamagedRowError, also for missing ones, StoreError."""
+        head = self.head(document_id)
+        if head is None or not head.passages:
+            return []
+        rows = self.database.rows(
+            "SELECT document, ordinal, hlc, src, vec, payload, sum FROM passages"
+            " WHERE document = ? AND hlc = ? AND src = ? AND ordinal < ? ORDER BY ordinal",
+            (document_id, schema.to_sql(head.version.hlc), schema.to_sql(head.version.source), head.passages),
+        )
+        if len(rows) < head.passages:
+            missing = sorted(set(range(head.passages)).difference(row[1] for row in rows))
+            raise DamagedRowError([RowName(document_id, ordinal, head.version) for ordinal in missing])
         return _passages(rows)
+
+    def is_damaged(self, name: RowName) -> bool:
+        """Whether the row is live and fails its checksum, or cannot be read at all."""
+        try:
+            head = self.head(name.document_id)
+            if name.ordinal < 0:
+                # No head at all, although something was damaged that stood for one.
+                return head is None and name.version != Version.ZERO
+            if head is None or head.version != name.version or name.ordinal >= head.passages:
+                return False
+            return name.ordinal not in {row.ordinal for row in self.live_passages(name.document_id)}
+        except DamagedRowError as error:
+            return name in error.names or name.ordinal < 0
+        except StoreError:
+            return True
 
     def staged_passages(self, op: Op) -> list[PassageRow]:
         """Passages that `op` stored and whose document's head is older. Raises DamagedRowError, StoreError."""
@@ -123,6 +148,20 @@ class RowsReader:
             head, sound = _head(document_id, *rest)
             yield head if sound else RowName(document_id, -1, head.version)
 
+    def table_rows(self, first: int, last: int) -> Iterator[tuple[int, PassageRow | RowName]]:
+        """(rid, row, or its name when it is damaged) from `first` to `last`, read from the table alone. Raises
+        StoreError."""
+        for row in self.database.each(f"{_ROWS} BETWEEN ? AND ?", (first, last)):
+            yield row[0], passage_of(row[1:])
+
+    def rid_of(self, name: RowName) -> int | None:
+        """Where the index of names leads. Raises StoreError."""
+        row = self.database.first(
+            "SELECT rid FROM passages WHERE document = ? AND ordinal = ? AND hlc = ? AND src = ?",
+            (name.document_id, name.ordinal, schema.to_sql(name.version.hlc), schema.to_sql(name.version.source)),
+        )
+        return None if row is None else row[0]
+
     def by_rid(self, rids: Iterable[int]) -> dict[int, LiveRow]:
         """Rows by rid; purged ones are absent. Raises DamagedRowError naming all that fail, StoreError."""
         found: dict[int, LiveRow] = {}
@@ -170,11 +209,7 @@ class RowsReader:
     def _rows_by_rid(self, rids: Sequence[int]) -> Iterator[Row]:
         for start in range(0, len(rids), RIDS_PER_STATEMENT):
             listed = json.dumps([int(rid) for rid in rids[start : start + RIDS_PER_STATEMENT]])
-            yield from self.database.rows(
-                "SELECT rid, document, ordinal, hlc, src, vec, payload, sum FROM passages"
-                " WHERE rid IN (SELECT value FROM json_each(?))",
-                (listed,),
-            )
+            yield from self.database.rows(f"{_ROWS} IN (SELECT value FROM json_each(?))", (listed,))
 
 
 def _head(document_id: str, hlc: int, source: int, passages: int, checksum: bytes) -> tuple[HeadRow, bool]:

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from services.quorum.gtid import GtidSet
+from services.quorum.gtid import Gtid, GtidSet
 from services.quorum.rows import HeadRow, Op, PassageRow, WriteBatch
-from services.shard import duplicates, recount, schema
+from services.shard import chunk_check, duplicates, live_bits, recount, schema
 from services.shard.analyzer import analyzer
 from services.shard.damage import DamagedRowError, RowName
 from services.shard.lexical_ahead import TermsAhead
@@ -55,7 +56,8 @@ class RowsWriter(RowsReader):
         self._bits = LiveBitsWriter(database)
         self._unborn: set[int] = set()  # live by their head, but damaged: alive in no view
         self._lost_heads: set[str] = set()  # read in this transaction and damaged
-        self._recount = False
+        self._recount = False  # derive the digest anew from all heads
+        self._rewrite = False  # write the state although it is the same
         self._dead: set[int] = set()
         self._born: dict[int, PassageRow] = {}
         self._heads: dict[str, HeadRow | None] = {}  # read or written in this transaction
@@ -75,7 +77,7 @@ class RowsWriter(RowsReader):
         self._now_ms = now_ms
         self._dead, self._born = set(), {}
         self._digest, self._documents = 0, 0
-        self._unborn, self._lost_heads, self._recount = set(), set(), False
+        self._unborn, self._lost_heads, self._recount, self._rewrite = set(), set(), False, False
         self._applied_staged, self._hlc_max = self._applied, self._state.hlc_max
         self.database.begin()
 
@@ -84,7 +86,7 @@ class RowsWriter(RowsReader):
         terms = [self._terms.take(row.payload) for row in self._born.values()]
         flat = b"".join(row.vector for row in self._born.values())
         state = self._next_state()
-        if state != self._state:
+        if state != self._state or self._rewrite:
             write_state(self.database, state)
         self.database.commit()
         self._bits.committed()
@@ -237,6 +239,36 @@ class RowsWriter(RowsReader):
         """Derive what filters see of these passages anew. Raises StoreError."""
         self._metadata.mend(self.database, rids)
 
+    def relive(self, chunk: int, shown: NDArray[np.int64]) -> None:
+        """Derive a chunk's live bits anew; `shown`: its rows that are alive in the view. Raises StoreError."""
+        found = chunk_check.check(self, chunk)
+        rids = found.rids(chunk)
+        for rid in np.setdiff1d(rids, shown):
+            self._lives(int(rid))
+        for rid in np.setdiff1d(shown, rids):
+            self._dies(int(rid))
+        self._bits.rewrite(chunk, live_bits.packed(rids % live_bits.CHUNK_ROWS))
+        self._rewrite = True
+
+    def recount(self) -> None:
+        """Derive the digest and the number of documents anew, with this transaction. Reads every head."""
+        self._recount = True
+
+    def rewrite_state(self) -> None:
+        """Store the applied set and the state record again, as this writer knows them. Raises StoreError."""
+        recount.rewrite_applied(self.database, self._applied)
+        self._rewrite = True
+
+    def reindex(self) -> None:
+        """Build the index of names anew from the table. Raises StoreError."""
+        self.database.rows("REINDEX passages")
+
+    def drop_op(self, gtid: Gtid) -> None:
+        """Delete an operation that fails its checksum. Raises StoreError."""
+        key = (schema.to_sql(gtid.source), schema.to_sql(gtid.seq))
+        if self.op(gtid) is None:
+            self.database.rows("DELETE FROM ops WHERE src = ? AND seq = ?", key)
+
     def _stored_head(self, document_id: str) -> HeadRow | None:
         """The head, or None when it is damaged too: a good one is about to take its place."""
         if document_id not in self._heads:
@@ -258,16 +290,20 @@ class RowsWriter(RowsReader):
         self.database.rows(insert, (*key, row.vector, row.payload, checksum))
         if self.database.changed():
             return self.database.last_rowid()
-        found = self.database.first(
-            "SELECT rid, vec, payload, sum FROM passages WHERE document = ? AND ordinal = ? AND hlc = ? AND src = ?",
-            key,
-        )
-        assert found is not None, "a row is ignored only when its key is there"
-        rid, vector, payload, stored = found
-        if schema.is_passage_sum(stored, row.document_id, row.ordinal, row.version, vector, payload):
-            if stored >= checksum:
-                return None
-            self._metadata.remove(self.database, [(rid, row.document_id, payload)])
+        name = RowName(row.document_id, row.ordinal, row.version)
+        rid = self.rid_of(name)
+        assert rid is not None, "a row is ignored only when its key is there"
+        # By rid, so that the names come from the table: they may be what is damaged.
+        ((_, held),) = self.table_rows(rid, rid)
+        if held == row:
+            return None
+        if isinstance(held, RowName) or _name_of(held) != name:
+            if held != name:
+                self.reindex()  # SQLite finds index entries by what the table says
+        elif _sum_of(held) > checksum:
+            return None
+        else:
+            self._metadata.remove(self.database, [(rid, row.document_id, held.payload)])
         self._dies(rid)
         self.database.rows("DELETE FROM passages WHERE rid = ?", (rid,))
         self.database.rows(insert, (*key, row.vector, row.payload, checksum))
@@ -279,12 +315,12 @@ class RowsWriter(RowsReader):
         if self._recount:
             sums = recount.heads(self)
             self._digest, self._documents = sums.digest - before.digest, sums.documents - before.documents
-        grown = self._bits.change((*self._born, *self._unborn), self._dead)
+        rows = before.rows + self._bits.change((*self._born, *self._unborn), self._dead)
         return replace(
             before,
             digest=(before.digest + self._digest) % DIGEST_MODULUS,
             documents=before.documents + self._documents,
-            rows=before.rows + grown,
+            rows=live_bits.read(self.database)[0].count if self._rewrite else rows,
             hlc_max=self._hlc_max,
             applied=self._applied_staged.digest(),
         )
@@ -313,6 +349,14 @@ class RowsWriter(RowsReader):
         before = 0 if old is None else schema.head_digest(old)
         self._digest += schema.head_digest(new) - before
         self._documents += int(new.passages > 0) - int(old is not None and old.passages > 0)
+
+
+def _name_of(row: PassageRow) -> RowName:
+    return RowName(row.document_id, row.ordinal, row.version)
+
+
+def _sum_of(row: PassageRow) -> bytes:
+    return schema.passage_sum(row.document_id, row.ordinal, row.version, row.vector, row.payload)
 
 
 def _is_live(name: tuple[int, tuple[int, int]], head: HeadRow) -> bool:

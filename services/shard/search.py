@@ -12,7 +12,8 @@ from opentelemetry.trace import Span
 from observability import names, spans
 from ostraka.v1 import passage_pb2, shard_pb2
 from services.runtime.conditions import Condition
-from services.shard import lexical_search, view_search
+from services.shard import lexical_search, scoring, view_search
+from services.shard.damage import PartDamagedError
 from services.shard.filtering import Filters
 from services.shard.lexical_queries import LexicalQueries
 from services.shard.lexical_search import Scorer
@@ -65,8 +66,8 @@ def run(
 ) -> list[shard_pb2.ShardQueryResult]:
     """The best `k` of each query by (score descending, document, ordinal), fewer only when fewer rows match.
 
-    `scorers`: of each query, except in DENSE mode. Raises DamagedRowError, ViewExpiredError, MetadataDamagedError,
-    StoreError.
+    `scorers`: of each query, except in DENSE mode. Raises DamagedRowError, PartDamagedError, ViewExpiredError,
+    MetadataDamagedError, StoreError.
     """
     near: list[Candidates] = []
     worded: list[Candidates] = []
@@ -84,6 +85,8 @@ def run(
     if task.condition is not None and filters is not None:
         filters.check({rid: row.passage for rid, row in rows.items()}, task.condition)
     found = _Found(rows, view_search.part_names(view), task.include_payload)
+    for query, candidates in zip(task.queries, near, strict=False):
+        found.check_scores(candidates, query)
     results = [shard_pb2.ShardQueryResult() for _ in range(max(len(near), len(worded)))]
     for number, (result, candidates) in enumerate(zip(results, near, strict=False)):
         words = scorers[number] if task.mode == TWO_STAGE else None
@@ -115,6 +118,15 @@ class _Found:
     rows: dict[int, LiveRow]
     parts: Sequence[tuple[str, str]]
     include_payload: bool
+
+    def check_scores(self, candidates: Candidates, query: NDArray[np.float32]) -> None:
+        """Each score must be that of the row's own vector, whose checksum was verified: equal to the last bit, since
+        `scoring.scores` does not depend on where a row is stored. A part that says otherwise is damaged."""
+        flat = b"".join([self.rows[rid].passage.vector for rid in candidates.rids.tolist()])
+        vectors = np.frombuffer(flat, dtype="<f2").reshape(len(candidates.rids), len(query))
+        wrong = np.flatnonzero(scoring.scores(vectors, query) != candidates.scores)
+        if len(wrong):
+            raise PartDamagedError(self.parts[int(candidates.parts[wrong[0]])][0])
 
     def hits(
         self, candidates: Candidates, k: int, lexical: NDArray[np.float32] | None = None

@@ -345,7 +345,7 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
             result.status, result.message = shard_pb2.REPLICA_STATUS_NOT_COVERED, str(error)
         except PoolFullError as error:
             result.status, result.message = shard_pb2.REPLICA_STATUS_OVERLOADED, str(error)
-        except (DamagedRowError, StoreError, search.ViewExpiredError, *FILTER_FAILURES) as error:
+        except (DamagedRowError, PartDamagedError, StoreError, search.ViewExpiredError, *FILTER_FAILURES) as error:
             result.status, result.message = shard_pb2.REPLICA_STATUS_FAILED, str(error)
         except BaseException as error:
             for span in held:
@@ -412,6 +412,9 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
             searched = await self._pool.run(work, deadline)
         except DamagedRowError as error:
             engine.note_damage(error.names)
+            raise
+        except PartDamagedError as error:
+            engine.ledger.add_part(error.part, str(error))
             raise
         except StoreError as error:
             engine.note_failure(error)
