@@ -20,6 +20,74 @@ class SegmentState:
     rows: int
     rows_live: int
     bytes: int
+    codec: str
+    """Short name of the codec its rows are encoded with."""
+    list_imbalance: float
+    """Mean squared list length over squared mean; 1 is even, 0 unknown."""
+    recall: float
+    """Measured when it was built."""
+
+    @classmethod
+    def from_proto(cls, s: shard_pb.SegmentStatus) -> SegmentState:
+        return cls(s.name, s.index_kind, s.rows, s.rows_live, s.bytes, s.codec, s.list_imbalance, s.recall)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPart:
+    """What a part of a replica costs."""
+
+    part: str
+    bytes: int
+    mapped: bool
+    """Backed by a file: given back under pressure."""
+
+
+@dataclass(frozen=True, slots=True)
+class IndexHealth:
+    """What a replica measures about itself; zeros where nothing was measured yet."""
+
+    recall_canary: float
+    """Mean recall@k of live queries run again exactly, over `canary_queries`."""
+    canary_queries: int
+    canary_age_ms: int
+    quantization_error: float
+    """Mean squared residual of recent rows."""
+    quantization_error_basis: float
+    """The same when the codec was trained."""
+    codec_generation: int
+    codec_factory: str
+    codec_rows: int
+    """Live rows of the collection when the codec was trained."""
+    scrubbed_age_ms: int
+    """Since the last complete check of rows and files."""
+    damage_found: int
+    """Rows and files found damaged since the start."""
+    builds: int
+    """Segments built since the start."""
+    building: str
+    """What is being built now."""
+
+    @property
+    def drift(self) -> float:
+        """Quantisation error of recent rows over that at training; 0 while unknown."""
+        return self.quantization_error / self.quantization_error_basis if self.quantization_error_basis else 0.0
+
+    @classmethod
+    def from_proto(cls, h: shard_pb.IndexHealth) -> IndexHealth:
+        return cls(
+            recall_canary=h.recall_canary,
+            canary_queries=h.canary_queries,
+            canary_age_ms=h.canary_age_ms,
+            quantization_error=h.quantization_error,
+            quantization_error_basis=h.quantization_error_basis,
+            codec_generation=h.codec.generation,
+            codec_factory=h.codec.factory,
+            codec_rows=h.codec.basis_rows,
+            scrubbed_age_ms=h.scrubbed_age_ms,
+            damage_found=h.damage_found,
+            builds=h.builds,
+            building=h.building,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +108,14 @@ class ReplicaState:
     segments: tuple[SegmentState, ...]
     digest: bytes
     message: str
+    memory: tuple[MemoryPart, ...]
+    health: IndexHealth
+    lexical_statistics_age_ms: int
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the replica holds itself, without what is mapped from files."""
+        return sum(part.bytes for part in self.memory if not part.mapped)
 
     @property
     def batches_applied(self) -> int:
@@ -58,9 +134,12 @@ class ReplicaState:
             rows_dead=r.rows_dead,
             documents_live=r.documents_live,
             delta_rows=r.delta_rows,
-            segments=tuple(SegmentState(s.name, s.index_kind, s.rows, s.rows_live, s.bytes) for s in r.segments),
+            segments=tuple(map(SegmentState.from_proto, r.segments)),
             digest=r.digest,
             message=r.message,
+            memory=tuple(MemoryPart(part.part, part.bytes, part.mapped) for part in r.memory),
+            health=IndexHealth.from_proto(r.health),
+            lexical_statistics_age_ms=r.lexical_statistics_age_ms,
         )
 
 

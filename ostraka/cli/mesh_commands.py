@@ -7,6 +7,7 @@ import asyncio
 import typer
 
 from ostraka.cli.exit_codes import ExitCode
+from ostraka.cli.health_tables import print_health
 from ostraka.cli.mesh_file import prepare, write_default
 from ostraka.cli.options import JsonOption, MeshFileOption, TimeoutOption
 from ostraka.cli.output import CONSOLE, command, print_json, print_table, report_error
@@ -63,7 +64,10 @@ async def down(mesh_file: MeshFileOption = None, as_json: JsonOption = False) ->
 
 @command
 async def status(timeout_s: TimeoutOption = 5.0, mesh_file: MeshFileOption = None, as_json: JsonOption = False) -> None:
-    """Processes, services, nodes and replicas. Exit code 1 when something is missing, 3 without a router."""
+    """Processes, services, nodes, replicas, their health and memory.
+
+    Exit code 1 when something is missing, 3 without a router.
+    """
     config = load(mesh_file)
     supervisor = Supervisor(config)
     processes = {name: process.pid if (process := supervisor.process(name)) else None for name in supervisor.seats}
@@ -82,6 +86,7 @@ async def status(timeout_s: TimeoutOption = 5.0, mesh_file: MeshFileOption = Non
     else:
         _print_processes(supervisor, processes)
         print_mesh(mesh)
+        print_health(mesh)
     if not all(node.reachable for node in mesh.nodes) or not all(service.serving for service in mesh.services):
         raise typer.Exit(ExitCode.FAILED)
 

@@ -12,7 +12,7 @@ from services.runtime.config import Config
 from services.runtime.lifecycle import Lifecycle, run_and_exit
 from services.runtime.server import MeshServer
 from services.runtime.tls import Role
-from services.shard.canary_rounds import CanaryRounds
+from services.shard.introspection import Introspection
 from services.shard.node import Node
 from services.shard.search_pool import SearchPool
 from services.shard.service import ShardServicer
@@ -22,7 +22,7 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
     """Serve until asked to stop."""
     node = Node(config, lifecycle.node, topology_file.load(config), SYSTEM_CLOCK)
     pool = SearchPool(config.shard.search_threads, config.shard.search_queue_max, SYSTEM_CLOCK)
-    canaries = CanaryRounds(node.replicas.values(), lambda: pool.idle, SYSTEM_CLOCK)
+    introspection = Introspection(node.replicas.values(), node.codecs.stores, lambda: pool.idle, SYSTEM_CLOCK)
     servicer = ShardServicer(config, node, pool, SYSTEM_CLOCK)
     server = await MeshServer.start(
         config,
@@ -35,7 +35,7 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
     try:
         await node.open()
         node.start({name: settings.address for name, settings in config.nodes.items()})
-        canaries.start()
+        introspection.start()
         announcing = asyncio.create_task(_announce(node, server, lifecycle))
         await lifecycle.stop_requested()
         announcing.cancel()
@@ -43,7 +43,7 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
             await announcing
     finally:
         await server.stop()
-        await asyncio.to_thread(canaries.stop)
+        await asyncio.to_thread(introspection.stop)
         await node.close()
         pool.close()
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from services.runtime.clock import Clock
 from services.shard import faiss_index
-from services.shard.codecs import CodecStore
+from services.shard.codecs import CodecRecord, CodecStore
 from services.shard.view import View
 
 INTERVAL_S = 60.0
@@ -69,6 +69,10 @@ class Drift:
             self._reading = DriftReading(error, codec.record.error_basis, len(positions))
             self._measured_s = now_s
         return True
+
+    def codec(self) -> CodecRecord | None:
+        """The collection's current codec."""
+        return self._store.record()
 
     def reading(self) -> DriftReading:
         """The last measurement."""

@@ -11,6 +11,7 @@ from services.quorum.members import Members
 from services.runtime.config import ShardConfig
 from services.runtime.deadline import Deadline
 from services.shard.canary import Canary
+from services.shard.drift import Drift
 from services.shard.engine import Engine
 from services.shard.upkeep import Upkeep
 from services.shard.view import View
@@ -46,6 +47,7 @@ class HostedReplica:
     engine: Engine | None = None
     upkeep: Upkeep | None = None
     canary: Canary | None = None
+    drift: Drift | None = None
     failure: str = ""
     caught_up: bool = False
     divergences: int = 0

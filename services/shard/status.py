@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from ostraka.v1 import shard_pb2
+from services.shard import memory
+from services.shard.codec_wire import record_to_wire
 from services.shard.hosted import HostedReplica
+from services.shard.store import StoreError
 from services.shard.view import View
 from services.shard.wire import set_to_wire
 
@@ -20,6 +25,11 @@ def replica_state(replica: HostedReplica) -> shard_pb2.ReplicaState:
     )
     if replica.engine is not None:
         _add_view(state, replica.engine.view)
+        # Files may go away between the look at the view and the look at them: a status without them beats none.
+        with suppress(OSError, StoreError):
+            for part in memory.parts_of(replica.engine):
+                state.memory.add(part=part.part, bytes=part.bytes, mapped=part.mapped)
+        _add_health(state.health, replica)
     return state
 
 
@@ -39,4 +49,22 @@ def _add_view(state: shard_pb2.ReplicaState, view: View) -> None:
             rows=part.segment.rows,
             rows_live=part.live,
             bytes=part.segment.bytes_on_disk(),
+            codec=part.segment.manifest.codec,
+            recall=part.segment.manifest.recall,
         )
+
+
+def _add_health(health: shard_pb2.IndexHealth, replica: HostedReplica) -> None:
+    """What the replica measured of itself; zeros where nothing was measured yet."""
+    if replica.canary is not None:
+        seen = replica.canary.reading()
+        if seen.queries:
+            health.recall_canary = seen.recall
+            health.canary_queries = seen.queries
+            health.canary_age_ms = seen.age_ms
+    if replica.drift is not None:
+        drift = replica.drift.reading()
+        health.quantization_error = drift.error
+        health.quantization_error_basis = drift.error_basis
+        if (record := replica.drift.codec()) is not None:
+            health.codec.CopyFrom(record_to_wire(record))
