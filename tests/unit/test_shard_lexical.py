@@ -154,7 +154,7 @@ def test_another_analyzer_indexes_all_words_anew(words: Words) -> None:
     before = words.found("mesh codec", 20)
     words.engine.close()
     words.open("none")
-    assert words.engine.view.parts == ()
+    assert not words.engine.view.parts
     assert words.names("runs") == []
     assert words.names("running") == ["x#0"]
     words.seal()
