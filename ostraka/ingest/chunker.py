@@ -8,10 +8,11 @@ section a passage repeats the last sentence or two of its predecessor, so that w
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from ostraka.ingest.blocks import Block, BlockKind, Extract
+from ostraka.results import MetadataScalar
 
 HEADING_SEPARATOR = " > "
 # After . ! or ?, perhaps a closing quote or bracket, white space, and what can begin a sentence.
@@ -44,6 +45,10 @@ class Chunk:
     title: str
     start: int
     end: int
+    metadata: Mapping[str, MetadataScalar] = field(default_factory=dict)
+    """Of this passage alone; only exported documents have it."""
+    vector: tuple[float, ...] | None = None
+    """Brought along by an exported document; else the mesh embeds the text."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -222,7 +222,15 @@ def _new_document(document: SourceDocument) -> NewDocument:
         document_id=document.document_id,
         source=document.source,
         passages=[
-            NewPassage(text=chunk.text, title=chunk.title, char_start=chunk.start, char_end=chunk.end)
+            NewPassage(
+                text=chunk.text,
+                title=chunk.title,
+                char_start=chunk.start,
+                char_end=chunk.end,
+                metadata=chunk.metadata,
+                vector=chunk.vector,
+            )
             for chunk in document.chunks
         ],
+        metadata=document.metadata,
     )

@@ -10,14 +10,17 @@ import hashlib
 import json
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from ostraka.ingest.blocks import Extract
 from ostraka.ingest.chunker import Chunk, ChunkLimits, chunk
+from ostraka.ingest.exported import ExportFormatError, chunks_of, is_exported, scalars_of
 from ostraka.ingest.readers import READERS
 from ostraka.ingest.readers.plain import read_plain
+from ostraka.results import MetadataScalar
 
 JSON_LINES = ".jsonl"
 FILE_BYTES_MAX = 16 * 1024 * 1024
@@ -26,6 +29,7 @@ DOCUMENT_ID_BYTES_MAX = 512
 PASSAGES_MAX = 4_096
 """Passages of one document."""
 _BINARY_PROBE_BYTES = 8_192
+_SURROGATE = "holds a lone surrogate, which UTF-8 cannot express"
 # Formats whose headings need not name the document.
 _TITLED_BY_PATH = frozenset((".txt", ".py"))
 
@@ -57,6 +61,8 @@ class SourceDocument:
     sha256: str
     """Of the content as it lies in the file and how it was cut: equal means nothing to do."""
     size_bytes: int
+    metadata: Mapping[str, MetadataScalar] = field(default_factory=dict)
+    """Of every passage."""
 
 
 def find_files(arguments: Iterable[Path]) -> Iterator[SourceFile | Skip]:
@@ -135,7 +141,10 @@ def _whole_file(file: SourceFile, limits: ChunkLimits) -> SourceDocument | Skip:
 
 
 def _json_lines(file: SourceFile, limits: ChunkLimits) -> Iterator[SourceDocument | Skip]:
-    """BEIR layout: one object a line with `_id`, `text` and perhaps `title`."""
+    """One object a line: BEIR's layout with `_id`, `text` and perhaps `title` and `metadata`, or an exported document.
+
+    Of BEIR's metadata, texts, numbers and flags are kept.
+    """
     seen: set[str] = set()
     with file.path.open("rb") as lines:
         for number, line in enumerate(iter(lambda: lines.readline(FILE_BYTES_MAX + 1), b""), start=1):
@@ -161,6 +170,8 @@ def _json_document(line: bytes, name: str, source: str, limits: ChunkLimits) -> 
         return Skip(name, "not UTF-8")
     except (ValueError, RecursionError) as error:
         return Skip(name, f"not JSON: {error}")
+    if isinstance(record, dict) and isinstance(record.get("_id"), str) and is_exported(record):
+        return _exported_document(record, name, source, line)
     if (
         not isinstance(record, dict)
         or not isinstance(record.get("_id"), str)
@@ -170,7 +181,28 @@ def _json_document(line: bytes, name: str, source: str, limits: ChunkLimits) -> 
     title = record.get("title", "")
     extract = replace(read_plain(record["text"]), title=title if isinstance(title, str) else "")
     document = _document(record["_id"], source, extract, line, limits)
-    return document if isinstance(document, SourceDocument) else replace(document, name=name)
+    if isinstance(document, Skip):
+        return replace(document, name=name)
+    return replace(document, metadata=scalars_of(record.get("metadata")))
+
+
+def _exported_document(record: dict[str, Any], name: str, source: str, line: bytes) -> SourceDocument | Skip:
+    """An exported document as it was: same passages, same source."""
+    try:
+        chunks = chunks_of(record)
+    except ExportFormatError as error:
+        return Skip(name, f"not an exported document: {error}")
+    problem = _problem(record["_id"], chunks)
+    if problem:
+        return replace(problem, name=name)
+    given = record.get("source")
+    return SourceDocument(
+        record["_id"],
+        given if isinstance(given, str) else source,
+        chunks,
+        hashlib.sha256(line).hexdigest(),
+        len(line),
+    )
 
 
 def _decode(content: bytes) -> str | Skip:
@@ -185,22 +217,34 @@ def _decode(content: bytes) -> str | Skip:
 def _document(
     document_id: str, source: str, extract: Extract, content: bytes, limits: ChunkLimits
 ) -> SourceDocument | Skip:
-    if not _encodable(document_id) or not _encodable(extract.title + extract.text):
-        return Skip(repr(document_id), "holds a lone surrogate, which UTF-8 cannot express")
-    size = len(document_id.encode("utf-8"))
-    if not 1 <= size <= DOCUMENT_ID_BYTES_MAX or any(unicodedata.category(letter) == "Cc" for letter in document_id):
-        return Skip(document_id, f"its id is empty, over {DOCUMENT_ID_BYTES_MAX} bytes or holds control characters")
+    if not _encodable(extract.title + extract.text):
+        return Skip(repr(document_id), _SURROGATE)
     chunks = tuple(
         replace(piece, start=extract.position_in_file(piece.start), end=extract.position_in_file(piece.end))
         for piece in chunk(extract, limits)
     )
+    problem = _problem(document_id, chunks)
+    if problem:
+        return problem
+    digest = hashlib.sha256(content)
+    digest.update(repr((source, limits)).encode())
+    return SourceDocument(document_id, source, chunks, digest.hexdigest(), len(content))
+
+
+def _problem(document_id: str, chunks: Sequence[Chunk]) -> Skip | None:
+    """Why the mesh would not take such a document."""
+    if not all(_encodable(text) for chunk_ in chunks for text in (chunk_.title, chunk_.text, *chunk_.metadata)):
+        return Skip(repr(document_id), _SURROGATE)
+    if not _encodable(document_id):
+        return Skip(repr(document_id), _SURROGATE)
+    size = len(document_id.encode("utf-8"))
+    if not 1 <= size <= DOCUMENT_ID_BYTES_MAX or any(unicodedata.category(letter) == "Cc" for letter in document_id):
+        return Skip(document_id, f"its id is empty, over {DOCUMENT_ID_BYTES_MAX} bytes or holds control characters")
     if not chunks:
         return Skip(document_id, "holds no text")
     if len(chunks) > PASSAGES_MAX:
         return Skip(document_id, f"too many passages: {len(chunks):,}, at most {PASSAGES_MAX:,}")
-    digest = hashlib.sha256(content)
-    digest.update(repr((source, limits)).encode())
-    return SourceDocument(document_id, source, chunks, digest.hexdigest(), len(content))
+    return None
 
 
 def _encodable(text: str) -> bool:
