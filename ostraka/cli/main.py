@@ -8,7 +8,15 @@ from __future__ import annotations
 
 import typer
 
-from ostraka.cli import demo_command, mesh_commands, query_commands, snapshot_command, trace_command, write_commands
+from ostraka.cli import (
+    demo_command,
+    document_commands,
+    mesh_commands,
+    query_commands,
+    snapshot_command,
+    trace_command,
+    write_commands,
+)
 
 _EPILOG = (
     "Exit codes: 0 done, 1 failed, 2 wrong arguments, configuration or request, 3 the mesh cannot be reached, "
@@ -35,7 +43,9 @@ app.command("certs", rich_help_panel=_MESH)(mesh_commands.certs)
 app.add_typer(snapshot_command.app, name="snapshot", rich_help_panel=_MESH)
 app.command("ingest", rich_help_panel=_DOCUMENTS)(write_commands.ingest_files)
 app.command("get", rich_help_panel=_DOCUMENTS)(query_commands.get)
-app.command("delete", rich_help_panel=_DOCUMENTS)(write_commands.delete)
+app.command("list", rich_help_panel=_DOCUMENTS)(document_commands.list_documents)
+app.command("export", rich_help_panel=_DOCUMENTS)(document_commands.export)
+app.command("delete", rich_help_panel=_DOCUMENTS)(document_commands.delete)
 app.command("ask", rich_help_panel=_QUESTIONS)(query_commands.ask)
 app.command("search", rich_help_panel=_QUESTIONS)(query_commands.search)
 app.command("trace", rich_help_panel=_QUESTIONS)(trace_command.trace)

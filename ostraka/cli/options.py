@@ -17,6 +17,14 @@ MeshFileOption: TypeAlias = Annotated[
 ]
 JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 CollectionOption: TypeAlias = Annotated[str, typer.Option("--collection", "-c", help="Which collection.")]
+WhereOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--where",
+        "-w",
+        help="Only what meets this condition, such as: year >= 2020 and lang in ('en', 'de') and not draft = true",
+    ),
+]
 TimeoutOption: TypeAlias = Annotated[float, typer.Option("--timeout", min=0.001, help="Deadline in seconds.")]
 
 

@@ -21,6 +21,7 @@ from ostraka.cli.options import (
     ModeOption,
     RankConstantOption,
     TimeoutOption,
+    WhereOption,
     fusion_of,
 )
 from ostraka.cli.output import CONSOLE, command, print_json, print_json_line, print_table
@@ -42,6 +43,7 @@ async def ask(
     lexical_weight: LexicalWeightOption = None,
     rank_constant: RankConstantOption = None,
     depth: DepthOption = None,
+    where: WhereOption = None,
     consistency: ConsistencyOption = Level.QUORUM,
     partial: Annotated[bool, typer.Option("--partial", help="Answer although a shard is unavailable.")] = False,
     collection: CollectionOption = "docs",
@@ -62,6 +64,7 @@ async def ask(
             allow_partial=partial,
             mode=mode.search_mode,
             fusion=fusion_of(dense_weight, lexical_weight, rank_constant, depth),
+            where=where,
             timeout_s=timeout_s,
         )
         async for event in events:
@@ -120,6 +123,7 @@ async def search(
     lexical_weight: LexicalWeightOption = None,
     rank_constant: RankConstantOption = None,
     depth: DepthOption = None,
+    where: WhereOption = None,
     consistency: ConsistencyOption = Level.QUORUM,
     partial: Annotated[bool, typer.Option("--partial", help="Answer although a shard is unavailable.")] = False,
     collection: CollectionOption = "docs",
@@ -140,6 +144,7 @@ async def search(
             allow_partial=partial,
             mode=mode.search_mode,
             fusion=fusion_of(dense_weight, lexical_weight, rank_constant, depth),
+            where=where,
             timeout_s=timeout_s,
         )
     if as_json:

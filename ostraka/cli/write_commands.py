@@ -1,4 +1,4 @@
-"""`ingest` and `delete`: writing."""
+"""`ingest`: files to documents."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from ostraka.cli.exit_codes import ExitCode
-from ostraka.cli.options import CollectionOption, JsonOption, MeshFileOption, TimeoutOption
+from ostraka.cli.options import CollectionOption, JsonOption, MeshFileOption
 from ostraka.cli.output import CONSOLE, ERRORS, command, print_json, print_table
-from ostraka.cli.session import client_of, open_client
-from ostraka.ingest.checkpoint import Checkpoint, checkpoint_path, forget
+from ostraka.cli.session import client_of
+from ostraka.ingest.checkpoint import Checkpoint, checkpoint_path
 from ostraka.ingest.chunker import ChunkLimits
 from ostraka.ingest.pipeline import IngestLimits, IngestReport, ingest, total_bytes
-from ostraka.results import Outcome
 from services.runtime.config import Config, load
 
 _PROBLEMS_SHOWN = 50
@@ -25,7 +24,9 @@ _PROBLEMS_SHOWN = 50
 
 @command
 async def ingest_files(
-    paths: Annotated[list[Path], typer.Argument(help="Files and folders: .txt .md .html .rst .py .jsonl (BEIR).")],
+    paths: Annotated[
+        list[Path], typer.Argument(help="Files and folders: .txt .md .html .rst .py .jsonl (BEIR, or exported).")
+    ],
     words: Annotated[int, typer.Option(min=20, max=2_000, help="Most words of a passage.")] = 180,
     overlap: Annotated[int, typer.Option(min=0, help="Most words repeated from the passage before.")] = 30,
     force: Annotated[bool, typer.Option("--force", help="Send also what an earlier run had acknowledged.")] = False,
@@ -99,24 +100,3 @@ def print_report(report: IngestReport) -> None:
             print_table(title, ("what", "why"), [(p.name, p.reason) for p in problems[:_PROBLEMS_SHOWN]])
             if len(problems) > _PROBLEMS_SHOWN:
                 CONSOLE.print(f"... and {len(problems) - _PROBLEMS_SHOWN:,} more; --json lists all")
-
-
-@command
-async def delete(
-    ids: Annotated[list[str], typer.Argument(help="Document ids.")],
-    collection: CollectionOption = "docs",
-    timeout_s: TimeoutOption = 10.0,
-    mesh_file: MeshFileOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Delete whole documents. Exit code 1 when a deletion was not acknowledged."""
-    async with open_client(mesh_file, collection) as client:
-        result = await client.delete(ids, timeout_s=timeout_s, check=False)
-    forget(load(mesh_file).data_dir / "ingest", ids)
-    if as_json:
-        print_json(result)
-    else:
-        rows = [(d.document_id, d.outcome.name, str(d.version), d.acks, d.reason) for d in result.documents]
-        print_table("Deleted", ("document", "outcome", "version", "acks", "reason"), rows)
-    if any(document.outcome is not Outcome.ACKNOWLEDGED for document in result.documents):
-        raise typer.Exit(ExitCode.FAILED)
