@@ -7,20 +7,19 @@ found by the next search, and a view and its applied set always describe the sam
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from observability.logs import logger
 from services.quorum.replica import ReplicaCore, ReplicaLimits
-from services.quorum.rows import PullBundle, WriteBatch
+from services.quorum.rows import PassageRow, PullBundle, WriteBatch
 from services.quorum.status import ReplicaStatus
 from services.runtime.clock import Clock
 from services.runtime.config import LexicalConfig, MetadataKind, ShardConfig
-from services.shard import opening
+from services.shard import files, opening
 from services.shard.damage import DamagedRowError, DamageLedger, RowName
 from services.shard.filtering import Filters
 from services.shard.lexical_ahead import TermsAhead
@@ -37,19 +36,11 @@ from services.shard.writer import PendingWrite, Writer, WriteReply
 
 DATABASE_FILE = "replica.db"
 SEGMENTS_DIR = "segments"
-EXIT_DISK = 74
-"""Exit code after a failed read, write or fsync (EX_IOERR): the process must reopen the file."""
 _LOG = logger("shard")
 
 
 class ReplicaFailedError(Exception):
     """The replica cannot serve; the message says why."""
-
-
-def exit_process(reason: str) -> None:
-    """End the process at once: after a failed fsync nothing in memory may be trusted."""
-    _LOG.error("disk failure; the process exits and must reopen its files", reason=reason)
-    os._exit(EXIT_DISK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +51,7 @@ class Hooks:
     """A new view is visible."""
     damaged: Callable[[], None] = lambda: None
     """Rows were found damaged."""
-    fatal: Callable[[str], None] = exit_process
+    fatal: Callable[[str], None] = files.exit_process
     """The disk failed."""
 
 
@@ -90,7 +81,7 @@ class Engine:
         self.config = config
         self.segments_dir = directory / SEGMENTS_DIR
         self.hooks = hooks or Hooks()
-        self._clock = clock
+        self.clock = clock
         self._database = Database(directory / DATABASE_FILE, writable=True)
         repaired = opening.prepare(self._database, replica_id)
         self.filters = Filters(MetadataIndex(metadata or {}))
@@ -143,9 +134,9 @@ class Engine:
         """Live rows known to fail their checksum and not yet repaired."""
         return self.ledger.rows
 
-    def analyse(self, batch: WriteBatch) -> None:
-        """Find a batch's terms before it is queued, so that the writer thread need not."""
-        self._terms.prepare(row.payload for row in batch.passages)
+    def analyse(self, rows: Iterable[PassageRow]) -> None:
+        """Find the terms of rows before they are queued, so that the writer thread need not."""
+        self._terms.prepare(row.payload for row in rows)
 
     def write(self, batch: WriteBatch, epoch: int) -> Future[WriteReply] | None:
         """Queue a validated batch; None when the queue is full."""
@@ -170,6 +161,10 @@ class Engine:
     def maintain(self, work: Callable[[RowsWriter], None]) -> Future[None]:
         """Run `work` in a transaction of its own and publish what it changed. The future raises StoreError."""
         return self._writer.run(lambda: self._transaction(lambda: work(self._rows)))
+
+    def recheck(self) -> Future[None]:
+        """Forget noted rows that are not damaged, or not live, after all."""
+        return self._writer.run(self._recheck)
 
     def replace_part(self, name: str, made: Callable[[View], View]) -> Future[None]:
         """Forget the segment `name` and publish what `made` makes of the newest view. The future raises StoreError."""
@@ -218,7 +213,7 @@ class Engine:
     # In the writer thread from here on.
 
     def _commit(self, group: Sequence[PendingWrite]) -> None:
-        began = self._clock.monotonic_s()
+        began = self.clock.monotonic_s()
         try:
             statuses = self._apply(group)
             replies = [
@@ -239,7 +234,7 @@ class Engine:
             for pending in group:
                 pending.future.set_exception(error)
             return
-        commit_us = int((self._clock.monotonic_s() - began) * 1e6)
+        commit_us = int((self.clock.monotonic_s() - began) * 1e6)
         for pending, reply in zip(group, replies, strict=True):
             wait_us = int((began - pending.queued_s) * 1e6)
             pending.future.set_result(replace(reply, queue_wait_us=wait_us, commit_us=commit_us))
@@ -258,7 +253,7 @@ class Engine:
 
         def work() -> None:
             batches = [(pending.batch, pending.epoch) for pending in group]
-            statuses.extend(self.core.apply(batches, self._clock.wall_ms(), self._rows))
+            statuses.extend(self.core.apply(batches, self.clock.wall_ms(), self._rows))
 
         self._transaction(work)
         return statuses
@@ -281,7 +276,7 @@ class Engine:
             raise ReplicaFailedError(self._failure)
         self._check_space()
         try:
-            self._rows.begin(self._clock.wall_ms(), mending=mending)
+            self._rows.begin(self.clock.wall_ms(), mending=mending)
             work()
             change = self._rows.commit()
         except BaseException as error:
@@ -297,7 +292,7 @@ class Engine:
             self._read_only = ""
         if change.damaged:
             self.note_damage(change.damaged)
-        self.ledger.keep_rows(RowsReader(self._database).is_damaged)
+        self._recheck()
         self.hooks.published()
 
     def _abort(self, error: BaseException) -> None:
@@ -312,7 +307,7 @@ class Engine:
     def _seal(self, segment: Segment, manifest_sha256: str, replaced: Sequence[str]) -> None:
         try:
             self._check_space()
-            self._rows.begin(self._clock.wall_ms())
+            self._rows.begin(self.clock.wall_ms())
             self._rows.put_segment(segment.name, manifest_sha256, replaced)
             self._rows.commit()
         except BaseException as error:
@@ -320,18 +315,21 @@ class Engine:
             raise
         self._view = self._view.sealed(segment, frozenset(replaced))
         for name in replaced:
-            shutil.rmtree(self.segments_dir / name, ignore_errors=True)
+            files.remove_tree(self.segments_dir / name)
         self.hooks.published()
+
+    def _recheck(self) -> None:
+        self.ledger.keep_rows(RowsReader(self._database).is_damaged)
 
     def _replace_part(self, name: str, made: Callable[[View], View]) -> None:
         self._forget_segments([name])
         self._view = made(self._view)
         self.ledger.part_replaced(name)
-        shutil.rmtree(self.segments_dir / name, ignore_errors=True)
+        files.remove_tree(self.segments_dir / name)
         self.hooks.published()
 
     def _forget_segments(self, names: Sequence[str]) -> None:
-        self._rows.begin(self._clock.wall_ms())
+        self._rows.begin(self.clock.wall_ms())
         try:
             self._rows.drop_segments(names)
             self._rows.commit()
@@ -340,9 +338,9 @@ class Engine:
             self._abort(error)
 
     def _purge(self) -> int:
-        before_ms = self._clock.wall_ms() - self.config.superseded_keep_ms
+        before_ms = self.clock.wall_ms() - self.config.superseded_keep_ms
         try:
-            self._rows.begin(self._clock.wall_ms())
+            self._rows.begin(self.clock.wall_ms())
             purged = self._rows.purge_superseded(before_ms)
             self._rows.commit()
         except BaseException as error:
@@ -352,7 +350,7 @@ class Engine:
 
     def _mend_metadata(self, rids: Sequence[int]) -> None:
         try:
-            self._rows.begin(self._clock.wall_ms())
+            self._rows.begin(self.clock.wall_ms())
             self._rows.mend_metadata(rids)
             self._rows.commit()
         except BaseException as error:

@@ -208,6 +208,10 @@ class Repair:
                 await self._mend_from(node, self._engine.ledger.ops, "operations")
         for name in sorted(self._engine.damaged, key=str)[:64]:
             want = await asyncio.to_thread(self._written_by, name)
+            if not want:  # its very name is damaged
+                self._engine.ledger.doubt()
+                await asyncio.wrap_future(self._engine.recheck())
+                continue
             for node in sorted(self._peers, key=self._unreachable.__contains__):
                 if limit.expired():
                     return
@@ -245,7 +249,10 @@ class Repair:
                     reply = await anext(pieces)
                 parts.append(bundle_from_wire(reply, self._replica.dim))
                 if parts[-1].covers:
-                    await asyncio.wrap_future(self._engine.merge(join(parts), mending=mending))
+                    bundle = join(parts)
+                    rows = [row for document in bundle.documents for row in document.passages]
+                    await asyncio.to_thread(self._engine.analyse, rows)
+                    await asyncio.wrap_future(self._engine.merge(bundle, mending=mending))
                     parts = []
         except StopAsyncIteration:
             return

@@ -84,7 +84,7 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
             self._want(replica, batch.depends.difference(engine.view.applied))
         if verdict is not ReplicaStatus.OK:
             return self._refused(replica, verdict, "")
-        await asyncio.to_thread(engine.analyse, batch)
+        await asyncio.to_thread(engine.analyse, batch.passages)
         queued = engine.write(batch, request.epoch)
         if queued is None:
             return self._refused(replica, ReplicaStatus.OVERLOADED, "the write queue is full")

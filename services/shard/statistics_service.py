@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from ostraka.v1 import shard_pb2
 from services.runtime.errors import Unavailable
+from services.shard.background import in_background
 from services.shard.engine import Engine
 from services.shard.hosted import HostedReplica
 from services.shard.lexical_view import lexical_parts
@@ -41,7 +41,8 @@ async def statistics_chunks(
     if stamp == request.have_stamp:
         yield shard_pb2.StatisticsResponse(stamp=stamp)
         return
-    for chunk in await asyncio.to_thread(_pieces, replica.engine):
+    engine = replica.engine
+    for chunk in await in_background("statistics", lambda: _pieces(engine)):
         yield chunk
 
 

@@ -154,8 +154,8 @@ async def test_two_nodes_score_as_one_corpus_once_they_have_heard_each_other(
     await write(two, 1, {f"b{n}": [text] for n, text in enumerate(there)}, shard_of(two))
     alone = await leg(one, asked("mesh codec", shard=shard_of(one), k=60))
     gossip(one, two)
-    for node, other in ((one, two), (two, one)):
-        await eventually(lambda node=node, other=other: (COLLECTION, shard_of(other)) in node.node.statistics.heard)
+    await eventually(lambda: (COLLECTION, shard_of(two)) in one.node.statistics.heard)
+    await eventually(lambda: (COLLECTION, shard_of(one)) in two.node.statistics.heard)
     scores: dict[str, float] = {}
     for node in halves:
         found = await leg(node, asked("mesh codec", shard=shard_of(node), k=60))

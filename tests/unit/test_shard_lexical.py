@@ -59,7 +59,7 @@ class Words:
     def write(self, documents: Mapping[str, Sequence[str]]) -> None:
         self.step += 1
         entry = worded(self.step, documents)
-        self.engine.analyse(entry)
+        self.engine.analyse(entry.passages)
         written = self.engine.write(entry, EPOCH)
         assert written is not None
         assert written.result(10).status.name == "OK"
