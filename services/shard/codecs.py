@@ -21,8 +21,7 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from observability.logs import logger
-from services.runtime.atomic_file import write_atomically
-from services.shard import faiss_index
+from services.shard import faiss_index, files
 
 RECORD_FILE = "record.json"
 SUFFIX = ".faiss"
@@ -127,7 +126,7 @@ class CodecStore:
         self._inspect = inspect
         self._lock = threading.RLock()
         self._loaded: WeakValueDictionary[str, Codec] = WeakValueDictionary()
-        directory.mkdir(parents=True, exist_ok=True)
+        files.make_directory(directory)
         self._records = self._read()
         self._remove_strays()
 
@@ -165,7 +164,7 @@ class CodecStore:
             if record.sha256 in self._records:
                 return False
             self._check(record, data)
-            write_atomically(self._path(record), data)
+            files.replace_file(self._path(record), data)
             records = {**self._records, record.sha256: record}
             self._write(records)
             self._records = records
@@ -184,7 +183,7 @@ class CodecStore:
                 self._forget(record)
             self._write(self._records)
         for record in gone:
-            self._path(record).unlink(missing_ok=True)
+            files.remove_tree(self._path(record))
 
     def _check(self, record: CodecRecord, data: bytes) -> None:
         where = f"codec {record.short} of {self.collection!r}"
@@ -238,7 +237,7 @@ class CodecStore:
             "dim": self.dim,
             "codecs": [asdict(record) for record in sorted(records.values(), key=lambda each: each.rank)],
         }
-        write_atomically(self.directory / RECORD_FILE, json.dumps(content, indent=1).encode() + b"\n")
+        files.replace_file(self.directory / RECORD_FILE, json.dumps(content, indent=1).encode() + b"\n")
 
     def _read(self) -> dict[str, CodecRecord]:
         path = self.directory / RECORD_FILE
@@ -263,7 +262,7 @@ class CodecStore:
         kept = {self._path(record).name for record in self._records.values()} | {RECORD_FILE}
         for entry in self.directory.iterdir():
             if entry.name not in kept:
-                entry.unlink()
+                files.remove_tree(entry)
 
 
 def _described(record: CodecRecord) -> dict[str, str | int]:

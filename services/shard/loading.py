@@ -6,7 +6,6 @@ segments' files.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from observability.logs import logger
-from services.shard import alive, live_bits
+from services.shard import alive, files, live_bits
 from services.shard.analyzer import Analyzer, RowTerms
 from services.shard.damage import RowName
 from services.shard.delta import Delta
@@ -102,7 +101,7 @@ def remove_strays(segments_dir: Path, published: frozenset[str]) -> None:
     """Remove directories that no published segment uses: what a crash or a rebuild left behind."""
     for entry in segments_dir.iterdir() if segments_dir.is_dir() else ():
         if entry.name not in published:
-            shutil.rmtree(entry, ignore_errors=True)
+            files.remove_tree(entry)
 
 
 def _part(segment: Segment, live: LiveBits) -> Part:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +15,7 @@ from numpy.typing import NDArray
 
 from observability.logs import logger
 from services.runtime.config import ShardConfig
-from services.shard import segment as files
-from services.shard import segment_build
+from services.shard import files, segment, segment_build
 from services.shard.damage import DamagedRowError
 from services.shard.engine import Engine
 from services.shard.lexical_view import lexical_sources
@@ -69,7 +67,7 @@ def build_and_publish(engine: Engine, sealing: Sealing) -> None:
     name = _new_name(sealing)
     view = engine.view
     owner = next((part.segment for part in view.parts if part.segment.name == sealing.codec_of), None)
-    engine.segments_dir.mkdir(exist_ok=True)
+    files.make_directory(engine.segments_dir)
     try:
         with engine.readers.lend() as reader, reader.database.reading():
             plan = segment_build.Plan(
@@ -86,12 +84,12 @@ def build_and_publish(engine: Engine, sealing: Sealing) -> None:
             )
             manifest, building = segment_build.build(plan, _vectors_from(reader, engine.dim), engine.segments_dir)
         final = engine.segments_dir / name
-        shutil.rmtree(final, ignore_errors=True)  # of an attempt that was written but could not be published
-        sha256 = files.publish(building, final, manifest)
+        files.remove_tree(final)  # of an attempt that was written but could not be published
+        sha256 = segment.publish(building, final, manifest)
     except BaseException:
-        shutil.rmtree(engine.segments_dir / f"{name}.tmp", ignore_errors=True)
+        files.remove_tree(engine.segments_dir / f"{name}.tmp")
         raise
-    engine.seal(files.map_segment(final, manifest), sha256, sealing.replaced).result()
+    engine.seal(segment.map_segment(final, manifest), sha256, sealing.replaced).result()
     _LOG.info(
         "segment published",
         replica=engine.replica_id,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from services.shard import faiss_index
+from services.shard import faiss_index, files
 from services.shard.lexical_segment import LEXICAL_FILE, LexicalSegment, open_lexical
 
 INDEX_FILE = "index.faiss"
@@ -111,24 +110,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sync(path: Path) -> None:
-    """fsync a file or a directory."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def publish(building: Path, final: Path, manifest: Manifest) -> str:
-    """Make a built directory durable under its final name; returns the manifest's sha256."""
+    """Make a built directory durable under its final name; returns the manifest's sha256. Raises OSError."""
     data = manifest.to_bytes()
     (building / MANIFEST_FILE).write_bytes(data)
-    for name in (*DATA_FILES, MANIFEST_FILE):
-        sync(building / name)
-    sync(building)
-    building.rename(final)
-    sync(final.parent)
+    files.publish_directory(building, final)
     return hashlib.sha256(data).hexdigest()
 
 
