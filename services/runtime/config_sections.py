@@ -152,6 +152,8 @@ class ShardConfig:
     """A write whose version is this far ahead is refused."""
     superseded_keep_ms: int = 120_000
     """Superseded rows stay on disk this long, for searches that began before."""
+    scrub_interval_s: int = 3_600
+    """Pause between two complete checks of all rows and files."""
     recall_target: float = 0.99
     """Recall@10 that nprobe and the candidate count are chosen for."""
     codec_exchange_ms: int = 2_000

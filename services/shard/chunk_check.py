@@ -27,7 +27,7 @@ class ChunkCheck:
     agrees: bool
     """Whether the stored bits pass their checksum and say the same."""
     damaged: tuple[RowName, ...]
-    """Passages and heads that fail their checksum."""
+    """Live passages and heads that fail their checksum."""
     unindexed: int
     """Sound rows that the index of names does not lead to."""
     rows: tuple[Stored, ...]
@@ -68,30 +68,29 @@ def check(reader: RowsReader, chunk: int) -> ChunkCheck:
     wanted = np.zeros(CHUNK_ROWS, dtype=np.bool_)
     heads = _Heads(reader)
     damaged: list[RowName] = []
-    suspects: list[int] = []
+    unsound: list[int] = []
+    unindexed = 0
     rows: list[Stored] = []
     first = chunk * CHUNK_ROWS
     for rid, passage in reader.table_rows(first, first + CHUNK_ROWS - 1):
         if isinstance(passage, RowName):
             damaged.append(passage)
-            suspects.append(rid)
+            unsound.append(rid)
             continue
         name = RowName(passage.document_id, passage.ordinal, passage.version)
-        if reader.rid_of(name) != rid:
-            suspects.append(rid)
+        unindexed += reader.rid_of(name) != rid
         lives = heads.lives(name)
         wanted[rid - first] = stored[rid - first] if lives is None else lives
         if wanted[rid - first]:
             rows.append((rid, passage.document_id, passage.payload))
-    unindexed = len(suspects) - len(damaged)
     # The index of names still knows a damaged row by the name it was written with.
-    for rid, name in _indexed(reader, suspects).items():
+    for rid, name in _indexed(reader, unsound).items():
         lives = heads.lives(name)
         wanted[rid - first] |= bool(stored[rid - first] if lives is None else lives)
         damaged.append(name)
     agrees = sound and bool((wanted == stored).all())
-    named = dict.fromkeys((*damaged, *heads.damaged))
-    return ChunkCheck(wanted, agrees, tuple(named) if damaged or heads.damaged else (), unindexed, tuple(rows))
+    live = [name for name in dict.fromkeys((*damaged, *heads.damaged)) if reader.is_damaged(name)]
+    return ChunkCheck(wanted, agrees, tuple(live), unindexed, tuple(rows))
 
 
 def _stored_bits(reader: RowsReader, chunk: int) -> tuple[NDArray[np.bool_], bool]:

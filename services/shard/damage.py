@@ -56,6 +56,7 @@ class DamageLedger:
         self._rows = frozenset(rows)
         self._parts: frozenset[str] = frozenset()
         self._ops = GtidSet.EMPTY
+        self._doubted = False
         self._found = found + len(self._rows)
 
     @property
@@ -107,6 +108,15 @@ class DamageLedger:
         with self._lock:
             self._found += 1
         self._report(reason, [])
+
+    def doubt(self) -> None:
+        """Something is wrong that cannot be named: a complete check is due now."""
+        self._doubted = True
+
+    def take_doubt(self) -> bool:
+        """Whether a complete check was asked for since the last time."""
+        doubted, self._doubted = self._doubted, False
+        return doubted
 
     def keep_rows(self, still_damaged: Callable[[RowName], bool]) -> None:
         """Forget the rows that are not damaged any more."""

@@ -18,7 +18,11 @@ from services.shard.replica_state import read_state
 from services.shard.store import Database, Row, StoreError
 
 RIDS_PER_STATEMENT = 2_048
-_ROWS = "SELECT rid, document, ordinal, hlc, src, vec, payload, sum FROM passages WHERE rid"
+_ROWS_BETWEEN = "SELECT rid, document, ordinal, hlc, src, vec, payload, sum FROM passages WHERE rid BETWEEN ? AND ?"
+_ROWS_LISTED = (
+    "SELECT rid, document, ordinal, hlc, src, vec, payload, sum FROM passages"
+    " WHERE rid IN (SELECT value FROM json_each(?))"
+)
 _OPS = "SELECT src, seq, hlc, version_src, documents, content, sum FROM ops"
 
 
@@ -151,7 +155,7 @@ class RowsReader:
     def table_rows(self, first: int, last: int) -> Iterator[tuple[int, PassageRow | RowName]]:
         """(rid, row, or its name when it is damaged) from `first` to `last`, read from the table alone. Raises
         StoreError."""
-        for row in self.database.each(f"{_ROWS} BETWEEN ? AND ?", (first, last)):
+        for row in self.database.each(_ROWS_BETWEEN, (first, last)):
             yield row[0], passage_of(row[1:])
 
     def rid_of(self, name: RowName) -> int | None:
@@ -202,6 +206,28 @@ class RowsReader:
             found.update({row[0]: (row[1], row[2]) for row in self.database.rows(sql, (listed,))})
         return found
 
+    def heads_after(self, document_id: str, limit: int) -> list[HeadRow | RowName]:
+        """The next heads in the order of their documents, or the names of damaged ones. Raises StoreError."""
+        rows = self.database.rows(
+            "SELECT document, hlc, src, n, sum FROM heads WHERE document > ? ORDER BY document LIMIT ?",
+            (document_id, limit),
+        )
+        found = [_head(*row) for row in rows]
+        return [head if sound else RowName(head.document_id, -1, head.version) for head, sound in found]
+
+    def stored_of(self, head: HeadRow) -> int:
+        """How many passages of the head's version are stored. Raises StoreError."""
+        row = self.database.first(
+            "SELECT count(*) FROM passages WHERE document = ? AND hlc = ? AND src = ? AND ordinal < ?",
+            (head.document_id, schema.to_sql(head.version.hlc), schema.to_sql(head.version.source), head.passages),
+        )
+        return 0 if row is None else int(row[0])
+
+    def rid_max(self) -> int:
+        """The greatest rid in use; 0 without any. Raises StoreError."""
+        row = self.database.first("SELECT max(rid) FROM passages")
+        return (row and row[0]) or 0
+
     def segments(self) -> dict[str, str]:
         """Manifest sha256 by segment name. Raises StoreError."""
         return {row[0]: row[1] for row in self.database.rows("SELECT name, sha256 FROM segments")}
@@ -209,7 +235,7 @@ class RowsReader:
     def _rows_by_rid(self, rids: Sequence[int]) -> Iterator[Row]:
         for start in range(0, len(rids), RIDS_PER_STATEMENT):
             listed = json.dumps([int(rid) for rid in rids[start : start + RIDS_PER_STATEMENT]])
-            yield from self.database.rows(f"{_ROWS} IN (SELECT value FROM json_each(?))", (listed,))
+            yield from self.database.rows(_ROWS_LISTED, (listed,))
 
 
 def _head(document_id: str, hlc: int, source: int, passages: int, checksum: bytes) -> tuple[HeadRow, bool]:

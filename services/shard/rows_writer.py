@@ -263,11 +263,12 @@ class RowsWriter(RowsReader):
         """Build the index of names anew from the table. Raises StoreError."""
         self.database.rows("REINDEX passages")
 
-    def drop_op(self, gtid: Gtid) -> None:
-        """Delete an operation that fails its checksum. Raises StoreError."""
-        key = (schema.to_sql(gtid.source), schema.to_sql(gtid.seq))
-        if self.op(gtid) is None:
-            self.database.rows("DELETE FROM ops WHERE src = ? AND seq = ?", key)
+    def drop_ops(self, gtids: Sequence[Gtid]) -> None:
+        """Delete those of these operations that fail their checksum. Raises StoreError."""
+        for gtid in gtids:
+            if self.op(gtid) is None:
+                key = (schema.to_sql(gtid.source), schema.to_sql(gtid.seq))
+                self.database.rows("DELETE FROM ops WHERE src = ? AND seq = ?", key)
 
     def _stored_head(self, document_id: str) -> HeadRow | None:
         """The head, or None when it is damaged too: a good one is about to take its place."""

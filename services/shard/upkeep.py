@@ -8,6 +8,7 @@ from observability.logs import logger
 from services.shard import sealing
 from services.shard.damage import DamagedRowError
 from services.shard.engine import Engine, ReplicaFailedError
+from services.shard.scrub import Scrub
 from services.shard.store import StoreError, StoreFullError
 
 TICK_S = 1.0
@@ -27,6 +28,7 @@ class Upkeep:
         self._stop = threading.Event()
         self._backoff = 0
         self._checkpointed = -1
+        self.scrub = Scrub(engine)
         self._thread = threading.Thread(target=self._run, name=f"upkeep-{engine.replica_id[:8]}", daemon=True)
 
     def start(self) -> None:
@@ -70,6 +72,7 @@ class Upkeep:
                 self._checkpointed = number
             if tick % PURGE_TICKS == 0:
                 self._purge()
+            self.scrub.step()
         except (StoreError, ReplicaFailedError, OSError) as error:
             self._engine.note_failure(error)
             self._backoff = BACKOFF_TICKS

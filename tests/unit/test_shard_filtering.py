@@ -4,7 +4,6 @@ found, as a naive evaluation over a plain dictionary says."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,10 @@ from services.quorum.status import ReplicaStatus
 from services.runtime.config import MetadataKind
 from services.runtime.filter_check import condition_of
 from services.shard import search
+from services.shard.damage import DamagedRowError
 from services.shard.engine import DATABASE_FILE, Engine, Hooks
 from services.shard.filtering import CACHE_BYTES_MAX, FilterCache, MetadataDamagedError
 from services.shard.listing import ListTask, list_documents
-from services.shard.rows_reader import RowsReader
 from services.shard.store import Database
 from services.shard.upkeep import Upkeep
 from tests.unit.shard_rows import DIM, SOURCE, FixedClock, config, hash_of, vector, version
@@ -125,9 +124,9 @@ def holds(wanted: passage_pb2.Filter, row: Mapping[str, Any]) -> bool:
     """The contract, said once more in the plainest way, on the message itself."""
     kind = wanted.WhichOneof("kind")
     if kind == "all_of":
-        return all([holds(part, row) for part in wanted.all_of.filters])
+        return all(holds(part, row) for part in wanted.all_of.filters)
     if kind == "any_of":
-        return any([holds(part, row) for part in wanted.any_of.filters])
+        return any(holds(part, row) for part in wanted.any_of.filters)
     if kind == "negation":
         return not holds(wanted.negation, row)
     test = getattr(wanted, kind or "")
@@ -216,9 +215,7 @@ def replica(tmp_path: Path) -> Iterator[Replica]:
     steps=st.lists(st.one_of(WRITES, st.just("restart")), min_size=1, max_size=12),
     asked=st.lists(FILTERS, min_size=1, max_size=3),
 )
-@settings(
-    max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_random_filters_over_random_writes(
     tmp_path_factory: pytest.TempPathFactory, steps: list[Any], asked: list[passage_pb2.Filter]
 ) -> None:
@@ -241,3 +238,167 @@ def test_random_filters_over_random_writes(
         replica.engine.close()
 
 
+def sealed(directory: Path, documents: int = 400) -> Replica:
+    """Two rows per document: `year` counts documents, `lang` of every hundredth is rare."""
+    replica = Replica(directory)
+    for n in range(documents):
+        lang = "rare" if n % 100 == 7 else "en"
+        replica.put(f"d{n:04d}", [{"year": n, "lang": lang}, {"year": n, "lang": lang, "draft": n % 2 == 0}])
+    Upkeep(replica.engine).step(1)
+    assert replica.engine.view.parts, "something was sealed"
+    return replica
+
+
+def between(low: int, high: int) -> passage_pb2.Filter:
+    return passage_pb2.Filter(range=passage_pb2.Range(field="year", at_least=value(low), at_most=value(high)))
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_k_hits_whenever_k_rows_match_at_any_selectivity(tmp_path: Path, exact: bool) -> None:
+    replica = sealed(tmp_path)
+    try:
+        for n in range(0, 400, 3):
+            replica.put(f"d{n:04d}", [])
+        for n in range(400, 430):
+            replica.put(f"d{n:04d}", [{"year": n, "lang": "en"}])
+        for low, high in [(0, 1), (5, 5), (0, 12), (10, 60), (0, 398), (100, 1_000), (399, 402), (500, 600)]:
+            wanted = between(low, high)
+            expected = replica.naive(wanted)
+            found, matching = replica.found(wanted, 10, exact=exact)
+            assert matching == len(expected)
+            assert len(found) == min(10, len(expected))
+            assert set(found) <= expected
+        found, _ = replica.found(equals("lang", "rare"), 10, exact=exact)
+        assert set(found) <= replica.naive(equals("lang", "rare"))
+        assert len(found) == min(10, len(replica.naive(equals("lang", "rare"))))
+    finally:
+        replica.engine.close()
+
+
+def test_a_segments_bitmap_is_computed_once_and_survives_deletions_and_merges(tmp_path: Path) -> None:
+    replica = sealed(tmp_path)
+    try:
+        wanted = equals("draft", True)
+        assert set(replica.found(wanted)[0]) == replica.naive(wanted)
+        replica.put("d0002", [])
+        replica.put("d0004", [{"draft": True}, {"draft": False}, {}])
+        database = Database(tmp_path / DATABASE_FILE, writable=True)
+        database.rows("DELETE FROM metadata WHERE field = 1")  # `draft`: sealed rows need the index no more
+        database.close()
+        assert set(replica.found(wanted)[0]) == replica.naive(wanted)
+        for n in range(500, 900):
+            replica.put(f"d{n:04d}", [{"draft": False}, {"year": n}])
+        Upkeep(replica.engine).step(1)
+        both = passage_pb2.Filter(any_of=passage_pb2.FilterList(filters=[between(0, 20), between(880, 900)]))
+        assert set(replica.found(both)[0]) == replica.naive(both)
+        assert replica.engine.filters.cache.bytes > 0
+    finally:
+        replica.engine.close()
+
+
+def test_an_index_that_names_too_much_is_found_out_and_mended(replica: Replica) -> None:
+    for n in range(3):
+        replica.put(f"d{n}", [{"year": n}])
+    for n in range(300):
+        replica.put(f"filler{n}", [{}])  # so that the index is asked, not the rows themselves
+    database = Database(replica.directory / DATABASE_FILE, writable=True)
+    database.rows("UPDATE metadata SET value = 2 WHERE value = 1 AND field = 4")
+    database.close()
+    replica.put("d3", [{"year": 2}])
+    with pytest.raises(MetadataDamagedError) as caught:
+        replica.found(equals("year", 2))
+    replica.engine.mend_metadata(caught.value.rids).result(10)
+    assert set(replica.found(equals("year", 2))[0]) == {"d2#0", "d3#0"}
+    assert set(replica.found(equals("year", 1))[0]) == {"d1#0"}
+
+
+def test_an_index_that_names_too_little_is_told_to_the_scrub(replica: Replica) -> None:
+    for n in range(5):
+        replica.put(f"d{n}", [{"year": n}, {}])
+    index = replica.engine.filters.index
+    with replica.engine.readers.lend() as reader:
+        rows = reader.database.rows("SELECT rid, document, payload FROM passages")
+        assert index.missing(reader.database, rows) == []
+    database = Database(replica.directory / DATABASE_FILE, writable=True)
+    database.rows("DELETE FROM metadata WHERE value = 3")
+    database.close()
+    with replica.engine.readers.lend() as reader:
+        wrong = index.missing(reader.database, rows)
+        assert [row[1] for row in rows if row[0] in wrong] == ["d3"]
+    replica.engine.mend_metadata(wrong).result(10)
+    with replica.engine.readers.lend() as reader:
+        assert index.missing(reader.database, rows) == []
+
+
+def test_another_declaration_builds_the_index_anew(replica: Replica) -> None:
+    for n in range(10):
+        replica.put(f"d{n}", [{"year": n % 3, "extra": "x" if n % 2 else "y"}])
+    replica.restart({"extra": "text", "year": "number"})
+    assert set(replica.found(equals("extra", "x"))[0]) == replica.naive(equals("extra", "x"))
+    half = passage_pb2.Filter(range=passage_pb2.Range(field="year", above=value(0.5)))
+    assert set(replica.found(half)[0]) == replica.naive(half), "an integer is a number"
+    replica.restart({"year": "text"})
+    assert replica.found(equals("year", "1")) == ([], 0), "what is of another type is as if it were not there"
+
+
+def test_what_is_purged_leaves_the_index(replica: Replica) -> None:
+    for step in range(4):
+        replica.put("d", [{"year": step}])
+    with replica.engine.readers.lend() as reader:
+        before = reader.database.rows("SELECT count(*) FROM metadata")
+    clock: Any = replica.engine.clock
+    clock.now_ms += 1_000_000
+    assert replica.engine.purge().result(10) == 3
+    with replica.engine.readers.lend() as reader:
+        after = reader.database.rows("SELECT count(*) FROM metadata")
+    assert (before, after) == ([(8,)], [(2,)])
+
+
+def test_the_cache_keeps_within_its_bytes_and_forgets_what_is_old(replica: Replica) -> None:
+    replica.engine.filters.cache = cache = FilterCache(6_000)
+    for n in range(20):
+        replica.put(f"d{n}", [{"year": n}])
+    for n in range(20):
+        replica.found(equals("year", n))
+        assert 0 < cache.bytes <= 6_000
+    generation = cache.generation
+    cache.clear()
+    assert (cache.bytes, cache.generation) == (0, generation + 1)
+    assert CACHE_BYTES_MAX >= 1 << 20
+
+
+def test_few_new_rows_are_read_and_not_looked_up(replica: Replica) -> None:
+    replica.put("a", [{"year": 1}])
+    assert replica.found(equals("year", 1))[1] == 1
+    replica.put("b", [{"year": 1}])
+    database = Database(replica.directory / DATABASE_FILE, writable=True)
+    database.rows("DELETE FROM metadata")
+    database.close()
+    assert set(replica.found(equals("year", 1))[0]) == {"a#0", "b#0"}
+
+
+def test_pages_are_cut_by_bytes_and_walked_when_many_match(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n in range(40):
+        replica.put(f"d{n:02d}", [{"year": n % 2}, {"year": n % 3}])
+    monkeypatch.setattr("services.shard.listing.SORTED_ROWS_MAX", 3)
+    monkeypatch.setattr("services.shard.listing.PAGE_BYTES_MAX", 200)
+    task = ListTask(None, "", 1_000, True, True)
+    page = list_documents(lambda: replica.engine.view, replica.engine.readers, replica.engine.filters, task)
+    assert page.more
+    assert 1 <= len(page.documents) < 5
+    first = page.documents[0]
+    assert (first.head.document_id, len(first.passages), len(first.passages[0].vector_f16)) == ("d00", 2, 2 * DIM)
+    assert replica.listed(None, 1_000) == sorted(replica.expected)
+    wanted = equals("year", 1)
+    names = sorted({name.rpartition("#")[0] for name in replica.naive(wanted)})
+    assert replica.listed(wanted, 1_000) == names
+    assert replica.listed(wanted, 1) == names
+
+
+def test_a_damaged_row_on_a_page_is_not_listed_but_reported(replica: Replica) -> None:
+    replica.put("a", [{"year": 1}])
+    database = Database(replica.directory / DATABASE_FILE, writable=True)
+    database.rows("UPDATE passages SET payload = CAST(payload || x'00' AS BLOB)")
+    database.close()
+    with pytest.raises(DamagedRowError, match="a#0"):
+        replica.listed(None, 10)

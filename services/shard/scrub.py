@@ -1,0 +1,237 @@
+"""A complete check of one replica, piece by piece in idle time: every row, what is derived from rows, every file.
+
+Searches verify what they serve; the scrub finds what nobody asked for, while peers still have it. It reads in short
+transactions beside running traffic, so each piece is held against one committed state. What it finds goes to the
+replica's `DamageLedger` and is made good at once where this replica can: rows by its peers, derived data from the rows,
+a segment by dropping it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from observability.logs import logger
+from services.quorum.gtid import Gtid, GtidSet
+from services.quorum.rows import HeadRow
+from services.shard import chunk_check, live_bits, mending, recount
+from services.shard.damage import DamagedRowError, RowName
+from services.shard.engine import Engine
+from services.shard.live_bits import CHUNK_ROWS
+from services.shard.replica_state import read_state
+from services.shard.rows_reader import RowsReader
+from services.shard.rows_writer import RowsWriter
+from services.shard.segment import MANIFEST_FILE, Segment
+from services.shard.store import StoreCorruptError
+
+HEADS_PER_PIECE = 8_192
+FILE_BLOCK = 16 * 1024 * 1024
+_LOG = logger("shard")
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubReading:
+    """How far the check is."""
+
+    age_ms: int | None
+    """Since the last complete one ended; None before the first."""
+    damage_found: int
+    """Rows and files found damaged since the start, by whomever."""
+    pieces: int
+    """Pieces of the present check done so far."""
+
+
+class Scrub:
+    """The check of one replica. `step` and `run_once` belong to one thread."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._clock = engine.clock
+        self._pieces: Iterator[None] | None = None
+        self._done = 0
+        self._ended_s: float | None = None
+
+    def reading(self) -> ScrubReading:
+        """For whoever reports; from any thread."""
+        ended_s = self._ended_s
+        age_ms = None if ended_s is None else max(0, int((self._clock.monotonic_s() - ended_s) * 1_000))
+        return ScrubReading(age_ms, self._engine.ledger.found, self._done)
+
+    def step(self) -> bool:
+        """Do the next piece, at most some ten milliseconds for most; False when none is due. Also drops parts of the
+        view that searches found damaged. Raises StoreError, OSError; the check then begins anew."""
+        for name in self._engine.ledger.parts:
+            mending.discard_part(self._engine, name)
+        if self._pieces is None:
+            if not self._due():
+                return False
+            self._pieces, self._done = self._all(), 0
+        try:
+            next(self._pieces)
+            self._done += 1
+        except StopIteration:
+            self._pieces = None
+            self._ended_s = self._clock.monotonic_s()
+        except BaseException:
+            self._pieces = None
+            raise
+        return True
+
+    def _due(self) -> bool:
+        if self._engine.ledger.take_doubt() or self._ended_s is None:
+            return True
+        return self._clock.monotonic_s() >= self._ended_s + self._engine.config.scrub_interval_s
+
+    def run_once(self) -> None:
+        """A complete check, at once. Raises StoreError, OSError."""
+        self._pieces, self._done = self._all(), 0
+        while self._pieces is not None:
+            self.step()
+
+    def _all(self) -> Iterator[None]:
+        yield from self._state()
+        yield from self._chunks()
+        yield from self._heads()
+        yield from self._ops()
+        yield from self._segments()
+        yield from self._pages()
+
+    def _state(self) -> Iterator[None]:
+        engine = self._engine
+        with engine.readers.lend() as reader, reader.database.reading():
+            state, applied = read_state(reader.database), reader.intervals()
+        if state is None or applied is None or applied.digest() != state.applied:
+            engine.ledger.add_repaired("the stored applied set failed its checksum and was written again")
+            engine.maintain(lambda rows: rows.rewrite_state()).result()
+        yield
+
+    def _chunks(self) -> Iterator[None]:
+        """Every passage, the live bits of its chunk, what filters see of it."""
+        engine = self._engine
+        with engine.readers.lend() as reader:
+            chunks = set(range(reader.rid_max() // CHUNK_ROWS + 1))
+            chunks.update(row[0] for row in reader.database.rows("SELECT chunk FROM live"))
+        for chunk in sorted(chunks):
+            with engine.readers.lend() as reader, reader.database.reading():
+                found = chunk_check.check(reader, chunk)
+                unfiltered = engine.filters.index.missing(reader.database, found.rows)
+            if found.unindexed:
+                engine.ledger.add_repaired(
+                    f"{found.unindexed} passages could not be found by name; the index is rebuilt"
+                )
+                engine.maintain(lambda rows: rows.reindex()).result()
+            if found.damaged:
+                engine.note_damage(found.damaged)
+            if not found.agrees:
+                engine.ledger.add_repaired(f"live bits of rids from {chunk * CHUNK_ROWS} were wrong and derived anew")
+                self._relive(chunk).result()
+            if unfiltered:
+                engine.ledger.add_repaired(f"{len(unfiltered)} passages were missing from the metadata index")
+                engine.mend_metadata(unfiltered).result()
+            yield
+
+    def _relive(self, chunk: int) -> Future[None]:
+        first = chunk * CHUNK_ROWS
+
+        def work(rows: RowsWriter) -> None:
+            shown = self._engine.view.live_rids()
+            rows.relive(chunk, shown[(shown >= first) & (shown < first + CHUNK_ROWS)])
+
+        return self._engine.maintain(work)
+
+    def _heads(self) -> Iterator[None]:
+        """Every head with the passages it declares, then the digest over all of them."""
+        engine = self._engine
+        after = ""
+        while True:
+            with engine.readers.lend() as reader, reader.database.reading():
+                heads = reader.heads_after(after, HEADS_PER_PIECE)
+                damaged = [name for head in heads for name in _damage_of(reader, head)]
+            if not heads:
+                break
+            if damaged:
+                engine.note_damage(damaged)
+            after = heads[-1].document_id
+            yield
+        with engine.readers.lend() as reader, reader.database.reading():
+            sums, state = recount.heads(reader), read_state(reader.database)
+            bits, _ = live_bits.read(reader.database)
+        wrong = state is not None and (sums.digest, sums.documents) != (state.digest, state.documents)
+        if wrong and not sums.damaged:
+            engine.ledger.add_repaired("the stored digest was not that of the heads and was derived anew")
+            engine.maintain(lambda rows: rows.recount()).result()
+        if state is not None and bits.count != state.rows:
+            engine.ledger.add_repaired("the stored number of live rows was wrong and was counted anew")
+            engine.maintain(lambda rows: rows.rewrite_state()).result()
+        yield
+
+    def _ops(self) -> Iterator[None]:
+        """Every operation: without it a peer cannot be given the batch."""
+        engine = self._engine
+        with engine.readers.lend() as reader, reader.database.reading():
+            remembered, _ = recount.applied(reader)
+            unsound = [entry for entry in reader.ops() if isinstance(entry, Gtid)]
+            stored = reader.intervals()
+        if unsound:
+            engine.maintain(lambda rows: rows.drop_ops(unsound)).result()
+        lost = (stored or GtidSet.EMPTY).difference(remembered)
+        if lost:
+            engine.ledger.add_ops(lost)
+            engine.hooks.damaged()
+        yield
+
+    def _segments(self) -> Iterator[None]:
+        """Every file of every segment, read again from disk."""
+        for part in self._engine.view.parts:
+            for problem in _file_problems(part.segment):
+                if problem:
+                    self._engine.ledger.add_part(part.segment.name, problem)
+                    break
+                yield
+            if part.segment.name in self._engine.ledger.parts:
+                mending.discard_part(self._engine, part.segment.name)
+
+    def _pages(self) -> Iterator[None]:
+        """SQLite's own structure, which no checksum of ours covers."""
+        with self._engine.readers.lend() as reader:
+            rows = reader.database.rows("PRAGMA quick_check(4)")
+        if [tuple(row) for row in rows] != [("ok",)]:
+            found = "; ".join(str(row[0]) for row in rows)
+            raise StoreCorruptError(f"{self._engine.database_path}: {found}")
+        yield
+
+
+def _damage_of(reader: RowsReader, head: HeadRow | RowName) -> list[RowName]:
+    """The head's own name when it is damaged, or those of declared passages that are not stored."""
+    if isinstance(head, RowName):
+        return [head]
+    if reader.stored_of(head) == head.passages:
+        return []
+    try:
+        reader.live_passages(head.document_id)
+        return []
+    except DamagedRowError as error:
+        return list(error.names)
+
+
+def _file_problems(segment: Segment) -> Iterator[str]:
+    """After each block of each file "", or what is wrong with the file."""
+    try:
+        wanted = segment.manifest.sha256
+        if (segment.directory / MANIFEST_FILE).read_bytes() != segment.manifest.to_bytes():
+            yield f"{MANIFEST_FILE} differs from what was published"
+        for name, sha256 in sorted(wanted.items()):
+            state = hashlib.sha256()
+            with (segment.directory / name).open("rb") as file:
+                # What the kernel has cached may be older than what the disk holds now.
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                while block := file.read(FILE_BLOCK):
+                    state.update(block)
+                    yield ""
+            if state.hexdigest() != sha256:
+                yield f"{name} differs from its manifest"
+    except OSError as error:
+        yield str(error)
