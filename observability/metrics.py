@@ -69,6 +69,7 @@ MEMORY = Metric("ostraka.replica.memory", "By", "Memory by part; mapped files ap
 RECALL_CANARY = Metric(
     "ostraka.replica.recall_canary", "1", "Mean recall@k of live queries run again exactly", Kind.OBSERVED
 )
+CANARY_QUERIES = Metric("ostraka.replica.canary_queries", "{query}", "Queries that mean is over", Kind.OBSERVED)
 LIST_IMBALANCE = Metric(
     "ostraka.replica.list_imbalance", "1", "Mean squared list length over squared mean; 1 is even", Kind.OBSERVED
 )
@@ -77,6 +78,9 @@ QUANTIZATION_DRIFT = Metric(
 )
 DAMAGE_FOUND = Metric(
     "ostraka.replica.damage_found", "{item}", "Rows and files found damaged since the start", Kind.OBSERVED_TOTAL
+)
+SCRUBBED_AGE = Metric(
+    "ostraka.replica.scrubbed_age", "s", "Since the last complete check of rows and files", Kind.OBSERVED
 )
 STATISTICS_AGE = Metric(
     "ostraka.replica.lexical_statistics_age", "s", "Age of the oldest corpus statistics BM25 uses", Kind.OBSERVED
@@ -96,9 +100,11 @@ DECLARED: Final = (
     BUILDS,
     MEMORY,
     RECALL_CANARY,
+    CANARY_QUERIES,
     LIST_IMBALANCE,
     QUANTIZATION_DRIFT,
     DAMAGE_FOUND,
+    SCRUBBED_AGE,
     STATISTICS_AGE,
     SERVING,
 )

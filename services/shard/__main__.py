@@ -13,6 +13,7 @@ from services.runtime.lifecycle import Lifecycle, run_and_exit
 from services.runtime.server import MeshServer
 from services.runtime.tls import Role
 from services.shard.introspection import Introspection
+from services.shard.measures import Measures
 from services.shard.node import Node
 from services.shard.search_pool import SearchPool
 from services.shard.service import ShardServicer
@@ -32,6 +33,7 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
         address=lifecycle.address,
         servicers=[(add_ShardServiceServicer_to_server, servicer)],
     )
+    measures = Measures(node, SYSTEM_CLOCK)
     try:
         await node.open()
         node.start({name: settings.address for name, settings in config.nodes.items()})
@@ -42,6 +44,7 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await announcing
     finally:
+        measures.close()
         await server.stop()
         await asyncio.to_thread(introspection.stop)
         await node.close()

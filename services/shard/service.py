@@ -6,10 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 import grpc
-import psutil
 from opentelemetry.trace import Span
 
-from observability import names, spans
+from observability import metrics, names, spans
 from observability.logs import logger
 from ostraka.v1 import passage_pb2, shard_pb2, shard_pb2_grpc
 from services.quorum.gtid import GtidSet
@@ -89,6 +88,7 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         if queued is None:
             return self._refused(replica, ReplicaStatus.OVERLOADED, "the write queue is full")
         reply = await asyncio.wrap_future(queued)
+        metrics.add(metrics.WRITES, 1, {"collection": request.collection, "status": reply.status.name.lower()})
         return shard_pb2.WriteResponse(
             status=status_to_wire(reply.status),
             replica=replica.replica_id,
@@ -263,11 +263,7 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         _context: Context[shard_pb2.NodeStatusRequest, shard_pb2.NodeStatusResponse],
     ) -> shard_pb2.NodeStatusResponse:
         """Every replica of this node, and what it is doing."""
-        return shard_pb2.NodeStatusResponse(
-            node=self._node.name,
-            replicas=[status.replica_state(replica) for replica in self._node.replicas.values()],
-            resident_bytes=psutil.Process().memory_info().rss,
-        )
+        return status.node_status(self._node)
 
     def _check_collection(self, name: str) -> int:
         """The collection's dimensions. Raises NotFound; Unavailable while the node loads."""
@@ -340,6 +336,7 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
             await self._search(replica.engine, view, task, deadline, held, result)
             if replica.canary is not None and _is_approximate(request):
                 replica.canary.offer(task.queries, task.k)
+            _count(request.collection, task, result)
         except NotCoveredError as error:
             _fill_view(result, replica.engine.view)
             result.status, result.message = shard_pb2.REPLICA_STATUS_NOT_COVERED, str(error)
@@ -413,6 +410,9 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         except DamagedRowError as error:
             engine.note_damage(error.names)
             raise
+        except search.ViewExpiredError:
+            engine.ledger.doubt()  # of the newest view too: rows are missing
+            raise
         except PartDamagedError as error:
             engine.ledger.add_part(error.part, str(error))
             raise
@@ -477,3 +477,10 @@ def _is_approximate(request: shard_pb2.SearchShardsRequest) -> bool:
     """Whether the search asked the index alone for the nearest of all rows: what the recall canary samples."""
     lexical = request.mode == passage_pb2.SEARCH_MODE_LEXICAL
     return not (request.exact or request.HasField("filter") or lexical)
+
+
+def _count(collection: str, task: search.SearchTask, result: shard_pb2.ShardSearchResult) -> None:
+    labels: metrics.Attributes = {"collection": collection, "shard": result.shard, "mode": search.mode_word(task.mode)}
+    metrics.record(metrics.QUEUE_WAIT, result.queue_wait_us / 1e6, labels)
+    metrics.record(metrics.SEARCH_DURATION, result.search_us / 1e6, labels)
+    metrics.record(metrics.SEARCH_BATCH, len(result.results), labels)

@@ -52,6 +52,7 @@ class StatisticsExchange:
         self.heard: dict[Shard, Heard] = {}
         self._replicas = replicas
         self._clock = clock
+        self._began_s = clock.monotonic_s()
         collections = sorted({collection for collection, _ in replicas})
         self._hosts: dict[Shard, list[str]] = {
             (collection, shard): [voter.node for voter in members.voters]
@@ -75,14 +76,16 @@ class StatisticsExchange:
         return [shard for name, shard in self._hosts if name == collection and shard != own]
 
     def heard_age_ms(self, shard: Shard) -> int:
-        """Age of what was heard of a shard that is not asked directly; 0 when nothing was."""
-        heard = None if self.local(shard) else self.heard.get(shard)
-        return 0 if heard is None else max(0, int((self._clock.monotonic_s() - heard.at_s) * 1_000))
+        """Age of what is known of a shard: 0 when it is looked into directly; from the start while nothing was heard."""
+        if self.local(shard) is not None:
+            return 0
+        heard = self.heard.get(shard)
+        since_s = self._began_s if heard is None else heard.at_s
+        return max(0, int((self._clock.monotonic_s() - since_s) * 1_000))
 
-    @property
-    def bytes(self) -> int:
-        """Memory of what was heard."""
-        return sum(heard.vocabulary.bytes for heard in list(self.heard.values()))
+    def bytes_of(self, collection: str) -> int:
+        """Memory of what was heard about a collection."""
+        return sum(heard.vocabulary.bytes for (name, _), heard in list(self.heard.items()) if name == collection)
 
     async def run(self, config: Config, stubs: Mapping[str, Stub]) -> None:
         """Rounds until cancelled. `stubs`: of the other nodes, by name."""

@@ -4,13 +4,32 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+import psutil
+
 from ostraka.v1 import shard_pb2
 from services.shard import memory
 from services.shard.codec_wire import record_to_wire
+from services.shard.engine import Engine
 from services.shard.hosted import HostedReplica
+from services.shard.node import Node
 from services.shard.store import StoreError
 from services.shard.view import View
 from services.shard.wire import set_to_wire
+
+
+def node_status(node: Node) -> shard_pb2.NodeStatusResponse:
+    """Every replica of a node, and what the process takes."""
+    status = shard_pb2.NodeStatusResponse(node=node.name, resident_bytes=psutil.Process().memory_info().rss)
+    told: set[str] = set()
+    for replica in node.replicas.values():
+        state = replica_state(replica)
+        # Replicas of a collection share what the node heard of other shards: it is told once, with the first.
+        if replica.engine is not None and replica.collection not in told:
+            told.add(replica.collection)
+            state.memory.add(part="statistics", bytes=node.statistics.bytes_of(replica.collection))
+        state.lexical_statistics_age_ms = node.statistics.age_ms(replica.collection, replica.shard)
+        status.replicas.append(state)
+    return status
 
 
 def replica_state(replica: HostedReplica) -> shard_pb2.ReplicaState:
@@ -29,7 +48,7 @@ def replica_state(replica: HostedReplica) -> shard_pb2.ReplicaState:
         with suppress(OSError, StoreError):
             for part in memory.parts_of(replica.engine):
                 state.memory.add(part=part.part, bytes=part.bytes, mapped=part.mapped)
-        _add_health(state.health, replica)
+        _add_health(state.health, replica, replica.engine)
     return state
 
 
@@ -54,7 +73,7 @@ def _add_view(state: shard_pb2.ReplicaState, view: View) -> None:
         )
 
 
-def _add_health(health: shard_pb2.IndexHealth, replica: HostedReplica) -> None:
+def _add_health(health: shard_pb2.IndexHealth, replica: HostedReplica, engine: Engine) -> None:
     """What the replica measured of itself; zeros where nothing was measured yet."""
     if replica.canary is not None:
         seen = replica.canary.reading()
@@ -68,3 +87,4 @@ def _add_health(health: shard_pb2.IndexHealth, replica: HostedReplica) -> None:
         health.quantization_error_basis = drift.error_basis
         if (record := replica.drift.codec()) is not None:
             health.codec.CopyFrom(record_to_wire(record))
+    health.damage_found = engine.ledger.found
