@@ -105,6 +105,12 @@ def sysdocs(root: Path = DATA_DIR) -> SysDocs:
     return SysDocs(documents, vectors)
 
 
+def sysdocs_texts(root: Path = DATA_DIR) -> tuple[Document, ...]:
+    """All 114,362 passages of sysdocs, in the file's order, without vectors. Raises DataAbsentError."""
+    rows = _json_lines(root / "sysdocs.jsonl.gz")
+    return tuple(Document(row["_id"], row["title"], row["text"], row["source"]) for row in rows)
+
+
 def _existing(path: Path) -> Path:
     if not path.exists():
         raise DataAbsentError(f"{path} does not exist; see README, section Data")

@@ -35,7 +35,7 @@ TERM_LETTERS_MAX: Final = 64
 """A longer word is cut: nobody types it, and base64 must not fill the index with unique terms of any length."""
 TERMS_MAX: Final = 32_768
 """Terms of one passage, from its beginning; also keeps every term frequency within 16 bits."""
-QUERY_TERMS_MAX: Final = 256
+QUERY_TERMS_MAX: Final = 128
 """Terms of one query, from its beginning: each costs a walk through its postings."""
 CACHE_ENTRIES: Final = 32_768
 # fmt: off

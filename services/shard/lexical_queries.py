@@ -32,11 +32,10 @@ class LexicalQueries:
         found = [corpus(parts, query.terms) for query in self.queries]
         age_ms = 0
         for shard in self._known.others(self._collection, own):
-            other = self._of(shard)
-            if other is None:
-                continue
-            found = [mine.plus(theirs) for mine, theirs in zip(found, other, strict=True)]
             age_ms = max(age_ms, self._known.heard_age_ms((self._collection, shard)))
+            other = self._of(shard)
+            if other is not None:
+                found = [mine.plus(theirs) for mine, theirs in zip(found, other, strict=True)]
         return [scorer(query, sums, self.lexical) for query, sums in zip(self.queries, found, strict=True)], age_ms
 
     def _of(self, shard: int) -> list[Corpus] | None:

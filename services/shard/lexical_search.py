@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Final
 
 import numpy as np
@@ -26,6 +27,8 @@ from services.shard.view_search import Candidates
 
 BLOCK: Final = 64
 """Rows whose best score stands for them when the k-th best is bounded from below."""
+TOGETHER_MAX: Final = 1 << 19
+"""Postings scored in one go, in about 20 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,33 +95,55 @@ def scores_of(parts: Sequence[LexicalPart], query: Scorer, rids: NDArray[np.int6
 
 def _all_scores(part: LexicalPart, query: Scorer) -> NDArray[np.float32] | None:
     """The score of every position, dead ones 0, padded to whole blocks; None when no term occurs."""
-    if not part.live:
-        return None
-    places, values = _contributions(part, query)
-    if not len(places):
+    slices = _slices(part, query) if part.live else []
+    if not slices:
         return None
     padded = -(-part.rows // BLOCK) * BLOCK
-    scores = np.bincount(places, values, minlength=padded).astype(np.float32)
+    if sum(piece.end - piece.start for piece in slices) <= TOGETHER_MAX:
+        places, values = _contributions(part, slices, query)
+        sums = np.asarray(np.bincount(places, values, minlength=padded), dtype=np.float64)
+    else:  # term by term, in the same order and so to the same sums, within the memory of one term
+        sums = np.zeros(padded, dtype=np.float64)
+        for piece in slices:
+            places, values = _contributions(part, [piece], query)
+            sums[places] += values
+    scores = sums.astype(np.float32)
     mask = part.mask()
     if mask is not None:
         scores[: part.rows] *= mask
     return scores
 
 
-def _contributions(part: LexicalPart, query: Scorer) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """(position, what a term adds to its score) for each posting of the query's terms, by ascending term."""
-    slices = [
-        (number, run, start, end)
+@dataclass(frozen=True, slots=True)
+class _Slice:
+    """The postings of one term in one run."""
+
+    number: int
+    """Of the term in the query."""
+    run: Postings
+    start: int
+    end: int
+
+
+def _slices(part: LexicalPart, query: Scorer) -> list[_Slice]:
+    """By ascending term. A position lies in one run, so its terms stay in order whatever the runs are."""
+    found = [
+        _Slice(number, run, start, end)
         for run in part.runs
         for number, (start, end) in enumerate(zip(*(bound.tolist() for bound in run.find(query.terms)), strict=True))
         if start < end
     ]
-    slices.sort(key=lambda entry: entry[0])  # a position lies in one run, so its terms stay in order
-    if not slices:
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float64)
-    places = np.concatenate([run.positions[start:end] for _, run, start, end in slices]).astype(np.int64)
-    tf = np.concatenate([run.frequencies[start:end] for _, run, start, end in slices]).astype(np.float64)
-    factors = np.repeat([query.factors[number] for number, *_ in slices], [end - start for *_, start, end in slices])
+    return sorted(found, key=attrgetter("number"))
+
+
+def _contributions(
+    part: LexicalPart, slices: Sequence[_Slice], query: Scorer
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """(position, what a term adds to its score) for each posting of the slices."""
+    places = np.concatenate([each.run.positions[each.start : each.end] for each in slices]).astype(np.int64)
+    tf = np.concatenate([each.run.frequencies[each.start : each.end] for each in slices]).astype(np.float64)
+    counts = [each.end - each.start for each in slices]
+    factors = np.repeat(query.factors[[each.number for each in slices]], counts)
     return places, _worth(tf, part.lengths[places], factors, query)
 
 

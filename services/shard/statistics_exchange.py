@@ -76,7 +76,7 @@ class StatisticsExchange:
         return [shard for name, shard in self._hosts if name == collection and shard != own]
 
     def heard_age_ms(self, shard: Shard) -> int:
-        """Age of what is known of a shard: 0 when it is looked into directly; from the start while nothing was heard."""
+        """Age of what is known of a shard: 0 when it is asked directly; from the start while nothing was heard."""
         if self.local(shard) is not None:
             return 0
         heard = self.heard.get(shard)

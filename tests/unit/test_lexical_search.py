@@ -182,6 +182,16 @@ def test_a_cut_or_foreign_file_is_refused(tmp_path: Path) -> None:
             open_lexical(tmp_path / "bad.bin")
 
 
+def test_many_postings_are_scored_term_by_term_to_the_same_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(3)
+    part = delta_part(
+        LexicalDelta.empty().plus(rows_of([" ".join(generator.choice(WORDS, 9)) for _ in range(200)])), range(200)
+    )
+    together = found([part], " ".join(WORDS), 50)
+    monkeypatch.setattr("services.shard.lexical_search.TOGETHER_MAX", 0)
+    assert found([part], " ".join(WORDS), 50) == together
+
+
 def test_rows_without_words_and_queries_without_terms() -> None:
     part = delta_part(LexicalDelta.empty().plus(rows_of(["", "!!", "alpha"])), range(3))
     assert found([part], "", 5) == []
