@@ -15,7 +15,7 @@ import pytest
 from ostraka.cli.snapshot_create import create
 from ostraka.v1 import shard_pb2, shard_pb2_grpc
 from services.quorum.rows import WriteBatch
-from services.runtime import topology_file
+from services.runtime import atomic_file, topology_file
 from services.runtime.channel import open_channel
 from services.runtime.config import Config, NodeConfig, SnapshotsConfig, parse
 from services.runtime.tls import Role, dev_certificates
@@ -347,14 +347,14 @@ async def test_a_full_disk_at_the_last_moment_changes_nothing(
 ) -> None:
     place, other = taken
     before = tree(other.data_dir)
-    real = topology_file.write_atomically
+    real = atomic_file.write_atomically
 
     def full(path: Path, content: bytes, mode: int = 0o644) -> None:
         if path == other.topology_path:
             raise OSError("the disk is full")
         real(path, content, mode)
 
-    monkeypatch.setattr(topology_file, "write_atomically", full)
+    monkeypatch.setattr("services.runtime.topology_file.write_atomically", full)
     with pytest.raises(OSError, match="full"):
         snapshot_restore.restore(other, open_store(str(place)), NAME)
     left = {path: content for path, content in tree(other.data_dir).items() if "/codecs/" not in path}
