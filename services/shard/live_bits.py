@@ -16,6 +16,7 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
+from observability.logs import logger
 from services.shard import schema
 from services.shard.store import Database
 
@@ -24,6 +25,7 @@ CHUNK_BYTES = CHUNK_ROWS // 8
 CHUNKS_CACHED = 256
 """Of the writer; 256 KiB, two million rows."""
 _EMPTY = bytes(CHUNK_BYTES)
+_LOG = logger("shard")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +127,12 @@ class LiveBitsWriter:
         self._database = database
         self._cache: OrderedDict[int, bytes] = OrderedDict()
         self._staged: dict[int, bytes] = {}
-        self.rebuilt: list[int] = []
-        """Chunks that were found damaged and derived anew, since the writer was made."""
+        self._rebuilt: set[int] = set()
+
+    @property
+    def rebuilt(self) -> bool:
+        """Whether this transaction met a damaged chunk and derived it anew: what `change` returns is then no count."""
+        return bool(self._rebuilt)
 
     def is_live(self, rid: int) -> bool:
         """Whether the row lived before this transaction, or after `change` in it. Raises StoreError."""
@@ -151,7 +157,7 @@ class LiveBitsWriter:
                 else:
                     changed[offset >> 3] &= ~bit
             after = bytes(changed)
-            if after != before:
+            if after != before or chunk in self._rebuilt:
                 grown += after_minus_before(after, before)
                 put(self._database, chunk, after)
                 self._staged[chunk] = after
@@ -165,15 +171,15 @@ class LiveBitsWriter:
     def committed(self) -> None:
         """The transaction is durable."""
         self._cache.update(self._staged)
-        self._staged = {}
+        self._staged, self._rebuilt = {}, set()
         while len(self._cache) > CHUNKS_CACHED:
             self._cache.popitem(last=False)
 
     def rolled_back(self) -> None:
         """The transaction was undone."""
-        self._staged = {}
-        if self.rebuilt:
+        if self._rebuilt:
             self._cache.clear()  # derived from rows that are no longer so
+        self._staged, self._rebuilt = {}, set()
 
     def _read(self, chunk: int) -> bytes:
         bits = self._staged.get(chunk)
@@ -191,7 +197,8 @@ class LiveBitsWriter:
             return _EMPTY
         if is_sound(chunk, row[0], row[1]):
             return bytes(row[0])
-        self.rebuilt.append(chunk)
+        _LOG.error("live bits fail their checksum; derived anew", chunk=chunk)
+        self._rebuilt.add(chunk)
         return joined(self._database, chunk)
 
 

@@ -321,7 +321,7 @@ class RowsWriter(RowsReader):
             before,
             digest=(before.digest + self._digest) % DIGEST_MODULUS,
             documents=before.documents + self._documents,
-            rows=live_bits.read(self.database)[0].count if self._rewrite else rows,
+            rows=live_bits.read(self.database)[0].count if self._rewrite or self._bits.rebuilt else rows,
             hlc_max=self._hlc_max,
             applied=self._applied_staged.digest(),
         )
