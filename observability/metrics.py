@@ -60,6 +60,11 @@ SEARCH_DURATION = Metric(
 )
 SEARCH_BATCH = Metric("ostraka.shard.search.batch", "{query}", "Queries in one search", Kind.HISTOGRAM, COUNT_BUCKETS)
 WRITES = Metric("ostraka.shard.writes", "{batch}", "Write batches by status", Kind.COUNTER)
+LEGS = Metric("ostraka.router.legs", "{leg}", "Further asking by role: hedge or retry", Kind.COUNTER)
+SHARDS_UNAVAILABLE = Metric(
+    "ostraka.router.shards_unavailable", "{shard}", "Shards missing from answers and refusals", Kind.COUNTER
+)
+QUERY_CACHE = Metric("ostraka.router.query_cache", "{query}", "Query texts by outcome: hit or miss", Kind.COUNTER)
 SPANS_DROPPED = Metric("ostraka.spans.dropped", "{span}", "Spans never exported", Kind.OBSERVED_TOTAL)
 ROWS = Metric("ostraka.replica.rows", "{row}", "Rows by state: live or dead", Kind.OBSERVED)
 DELTA_ROWS = Metric("ostraka.replica.delta_rows", "{row}", "Live rows that no segment holds yet", Kind.OBSERVED)
@@ -93,6 +98,9 @@ DECLARED: Final = (
     SEARCH_DURATION,
     SEARCH_BATCH,
     WRITES,
+    LEGS,
+    SHARDS_UNAVAILABLE,
+    QUERY_CACHE,
     SPANS_DROPPED,
     ROWS,
     DELTA_ROWS,

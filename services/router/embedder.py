@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from opentelemetry.trace import Span, SpanKind
 
-from observability import names, spans
+from observability import metrics, names, spans
 from observability.rpc import suppress_client_span
 from ostraka.v1 import embed_pb2
 from ostraka.v1.embed_pb2_grpc import EmbedServiceStub
@@ -71,6 +71,9 @@ class Embedder:
         model = self.model_of(collection)
         found = [self._cache.get(model.id, model.revision, text) for text in texts]
         missing = [index for index, vector in enumerate(found) if vector is None]
+        for outcome, count in (("hit", len(texts) - len(missing)), ("miss", len(missing))):
+            if count:
+                metrics.add(metrics.QUERY_CACHE, count, {"outcome": outcome})
         attributes: dict[str, spans.AttributeValue] = {
             names.GEN_AI_OPERATION: "embeddings",
             names.GEN_AI_REQUEST_MODEL: collection.model.id,

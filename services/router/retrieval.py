@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from opentelemetry.trace import Span
 
-from observability import names, spans
+from observability import metrics, names, spans
 from ostraka.v1 import passage_pb2, router_pb2, shard_pb2
 from services.router import fusion
 from services.router.catalogue import Model
@@ -19,7 +19,7 @@ from services.router.fusion import Fused
 from services.router.provenance import hit_of
 from services.router.quorum_read import QuorumRead
 from services.router.read_request import Reading
-from services.router.read_types import ReadTools, Reply
+from services.router.read_types import ReadTools, Reply, ShardOutcome
 from services.router.search_legs import Questions, SearchLegs, ShardAnswer
 from services.router.search_mode import DENSE, HYBRID, LEXICAL, TWO_STAGE, Ranking
 from services.router.vectors import F32
@@ -105,6 +105,7 @@ class Retrieval:
             deadline,
         )
         outcomes = await read.run()
+        _count(outcomes, collection.name)
         refuse_partial(outcomes, reading)
         replies = {outcome.shard: outcome.reply for outcome in outcomes if outcome.reply is not None}
         results = _merged(replies, len(questions.queries), wanted.ranking, model, span)
@@ -119,6 +120,19 @@ class Retrieval:
         ]
         age_ms = max((reply.value.statistics_age_ms for reply in replies.values()), default=0)
         return Retrieved(results, coverage, session_token(reading, outcomes), age_ms)
+
+
+def _count(outcomes: Sequence[ShardOutcome[ShardAnswer]], collection: str) -> None:
+    labels = {"collection": collection}
+    for role, count in (
+        (names.LEG_HEDGE, sum(outcome.hedges for outcome in outcomes)),
+        (names.LEG_RETRY, sum(outcome.retries for outcome in outcomes)),
+    ):
+        if count:
+            metrics.add(metrics.LEGS, count, {**labels, "role": role})
+    missing = sum(outcome.reply is None for outcome in outcomes)
+    if missing:
+        metrics.add(metrics.SHARDS_UNAVAILABLE, missing, labels)
 
 
 def _query(vector: NDArray[np.float32] | None, words: str) -> shard_pb2.SearchQuery:

@@ -88,3 +88,5 @@ def _add_health(health: shard_pb2.IndexHealth, replica: HostedReplica, engine: E
         if (record := replica.drift.codec()) is not None:
             health.codec.CopyFrom(record_to_wire(record))
     health.damage_found = engine.ledger.found
+    if replica.upkeep is not None:
+        health.scrubbed_age_ms = replica.upkeep.scrub.reading().age_ms or 0
