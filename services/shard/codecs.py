@@ -94,7 +94,7 @@ def inspect(data: bytes) -> CodecFacts:
     try:
         index = faiss_index.from_codec(data)
         return CodecFacts(index.factory, index.dim, index.rows)
-    except (RuntimeError, AttributeError, TypeError, ValueError) as error:
+    except (RuntimeError, OSError, AttributeError, TypeError, ValueError) as error:
         raise CodecRefusedError(f"codec: FAISS cannot read it ({str(error)[-160:]})") from error
 
 
@@ -156,18 +156,21 @@ class CodecStore:
             return None if record is None else self._load(record)
 
     def offer(self, record: CodecRecord, data: bytes) -> bool:
-        """Take a codec that was trained here or came from a peer; whether it is new.
+        """Take a codec that was trained here or came from a peer; whether it is new, or known bytes of a later
+        generation: training again may give the same.
 
         Durable when this returns. Raises CodecRefusedError and OSError, nothing changed.
         """
         with self._lock:
-            if record.sha256 in self._records:
+            known = self._records.get(record.sha256)
+            if known is not None and known.rank >= record.rank:
                 return False
             self._check(record, data)
             files.replace_file(self._path(record), data)
             records = {**self._records, record.sha256: record}
             self._write(records)
             self._records = records
+            self._loaded.pop(record.sha256, None)
         _LOG.info("codec taken", collection=self.collection, codec=record.short, **_described(record))
         return True
 

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.runtime import atomic_file
-from services.shard import codecs, faiss_index
+from services.shard import codecs, faiss_index, files
 from services.shard.codec_training import train
 from services.shard.codecs import KEPT_MAX, CodecFacts, CodecRecord, CodecRefusedError, CodecStore, family
 
@@ -127,14 +126,14 @@ def test_a_crash_between_the_two_writes_leaves_a_sound_store(
     record, data = trained()
     opened(tmp_path).offer(record, data)
     newer, newer_data = replace(trained(2)[0], generation=2), trained(2)[1]
-    real = atomic_file.write_atomically
+    real = files.replace_file
 
     def failing(path: Path, content: bytes) -> None:
         if path.name == name or (name == "codec" and path.suffix == ".faiss"):
             raise OSError("the disk is full")
         real(path, content)
 
-    monkeypatch.setattr(codecs, "write_atomically", failing)
+    monkeypatch.setattr(files, "replace_file", failing)
     store = opened(tmp_path)
     with pytest.raises(OSError, match="full"):
         store.offer(newer, newer_data)
@@ -184,6 +183,16 @@ def test_old_codecs_go_unless_a_segment_names_them(tmp_path: Path) -> None:
     assert list(store.records()) == kept
     assert {path.name for path in tmp_path.glob("*.faiss")} == {f"{record.sha256}.faiss" for record in kept}
     assert list(CodecStore(tmp_path, "docs", KIND, DIM, inspect=credulous).records()) == kept
+
+
+def test_the_same_bytes_may_come_back_as_a_later_generation(tmp_path: Path) -> None:
+    record, data = trained()
+    store = opened(tmp_path)
+    store.offer(record, data)
+    later = replace(record, generation=2, basis_rows=900)
+    assert store.offer(later, data)
+    assert not store.offer(record, data)
+    assert opened(tmp_path).records() == (later,)
 
 
 def test_codecs_of_another_configuration_are_left_behind(tmp_path: Path) -> None:
