@@ -22,6 +22,14 @@ from ostraka.cli.supervisor import Supervisor
 from ostraka.client import Client, ClientOptions
 from services.runtime.config import Config
 
+METADATA_TOML = """
+[collections.docs.metadata]
+year = "integer"
+lang = "text"
+score = "number"
+draft = "flag"
+"""
+"""What the session's mesh declares."""
 START_S = 120.0
 POLL_S = 0.05
 T = TypeVar("T")
@@ -109,8 +117,11 @@ def start_mesh(directory: Path, extra_toml: str = "", ports: Mapping[str, int] |
 
 @pytest.fixture(scope="session")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
-    """The session's mesh: 2 shards x 3 replicas on three nodes. Use document ids of your own; kill nothing."""
-    running = start_mesh(tmp_path_factory.mktemp("mesh"))
+    """The session's mesh: 2 shards x 3 replicas on three nodes, metadata declared.
+
+    Use document ids of your own; kill nothing.
+    """
+    running = start_mesh(tmp_path_factory.mktemp("mesh"), METADATA_TOML)
     yield running
     running.supervisor.stop_all()
 

@@ -22,6 +22,8 @@ Request: TypeAlias = (
     | router_pb2.UpsertRequest
     | router_pb2.GetRequest
     | router_pb2.DeleteRequest
+    | router_pb2.ListDocumentsRequest
+    | router_pb2.ExportRequest
 )
 
 
@@ -48,11 +50,14 @@ def vector(values: list[float]) -> passage_pb2.Vector:
 
 
 def bad_requests(collection: str, dim: int) -> Iterator[BadRequest]:
-    """Every kind of request that the contract forbids, for a collection of `dim` dimensions."""
+    """Every kind of request that the contract forbids, for a collection of `dim` dimensions that declares
+    `METADATA_TOML` of the tests' mesh."""
     yield from _bad_searches(collection, dim)
     yield from _bad_asks(collection)
     yield from _bad_upserts(collection, dim)
     yield from _bad_ids(collection)
+    yield from _bad_filters(collection, dim)
+    yield from _bad_listings(collection)
 
 
 def _bad_searches(collection: str, dim: int) -> Iterator[BadRequest]:
@@ -185,3 +190,104 @@ def _bad_ids(collection: str) -> Iterator[BadRequest]:
         yield BadRequest(f"get: passage id {passage_id!r}", get, INVALID, "passage_ids[0]")
     yield BadRequest("get: nothing", router_pb2.GetRequest(collection=collection), INVALID, "document_ids")
     yield BadRequest("delete: nothing", router_pb2.DeleteRequest(collection=collection), INVALID, "document_ids")
+
+
+def _value(scalar: str | int | float) -> passage_pb2.MetadataValue:
+    if isinstance(scalar, str):
+        return passage_pb2.MetadataValue(text=scalar)
+    if isinstance(scalar, int):
+        return passage_pb2.MetadataValue(integer=scalar)
+    return passage_pb2.MetadataValue(number=scalar)
+
+
+def _equals(field: str, scalar: str | int | float) -> passage_pb2.Filter:
+    return passage_pb2.Filter(equals=passage_pb2.Equals(field=field, value=_value(scalar)))
+
+
+def _filters() -> Iterator[tuple[str, passage_pb2.Filter, str, str]]:
+    """(what is wrong, the filter, the field, part of the message)"""
+    deep = _equals("year", 1)
+    for _ in range(8):
+        deep = passage_pb2.Filter(negation=deep)
+    wide = passage_pb2.FilterList(filters=[_equals("year", 1)] * 64)
+    many = passage_pb2.OneOf(field="year", values=[_value(1)] * 1_001)
+    crossed = passage_pb2.Range(field="year", at_least=_value(2), at_most=_value(1))
+    doubled = passage_pb2.Range(field="year", at_least=_value(2), above=_value(1))
+    yield "nothing", passage_pb2.Filter(), "filter", "states no condition"
+    yield "unknown field", _equals("yaer", 1), "filter.equals.field", "'yaer'"
+    yield "wrong type", _equals("year", "1"), "filter.equals.value", "declared as integer"
+    yield "NaN", _equals("score", math.nan), "filter.equals.value", "finite"
+    yield "empty list", passage_pb2.Filter(all_of=passage_pb2.FilterList()), "filter.all_of.filters", "empty"
+    yield "deep", deep, "filter", "8 deep"
+    yield "wide", passage_pb2.Filter(any_of=wide), "filter", "64"
+    yield "many values", passage_pb2.Filter(one_of=many), "filter.one_of.values", "1001"
+    yield "no bound", passage_pb2.Filter(range=passage_pb2.Range(field="year")), "filter.range", "at least one"
+    yield "crossed bounds", passage_pb2.Filter(range=crossed), "filter.range", "contradicts"
+    yield "two lower bounds", passage_pb2.Filter(range=doubled), "filter.range", "both at_least and above"
+
+
+def _bad_filters(collection: str, dim: int) -> Iterator[BadRequest]:
+    query = router_pb2.Query(vector=vector([1.0] + [0.0] * (dim - 1)))
+    for what, wanted, field, says in _filters():
+        search = router_pb2.SearchRequest(collection=collection, queries=[query], filter=wanted)
+        yield BadRequest(f"search filter: {what}", search, INVALID, field, says)
+        ask = router_pb2.AskRequest(collection=collection, question="why?", filter=wanted)
+        yield BadRequest(f"ask filter: {what}", ask, INVALID, field, says)
+        listing = router_pb2.ListDocumentsRequest(collection=collection, filter=wanted)
+        yield BadRequest(f"list filter: {what}", listing, INVALID, field, says)
+        export = router_pb2.ExportRequest(collection=collection, filter=wanted)
+        yield BadRequest(f"export filter: {what}", export, INVALID, field, says)
+        delete = router_pb2.DeleteRequest(collection=collection, filter=wanted)
+        yield BadRequest(f"delete filter: {what}", delete, INVALID, field, says)
+    good = vector([1.0] + [0.0] * (dim - 1))
+    for name, scalar in (("year", "2020"), ("year", 2020.0), ("lang", 3), ("draft", 1), ("score", "high")):
+        metadata = {name: _value(scalar)}
+        passage = router_pb2.NewPassage(text="t", vector=good, metadata=metadata)
+        document = router_pb2.NewDocument(document_id="bad", passages=[passage])
+        upsert = router_pb2.UpsertRequest(collection=collection, documents=[document])
+        where = f"documents[0].passages[0].metadata['{name}']"
+        yield BadRequest(f"upsert: {name} = {scalar!r}", upsert, INVALID, where, f"{name} is declared as")
+        plain = router_pb2.NewPassage(text="t", vector=good)
+        document = router_pb2.NewDocument(document_id="bad", passages=[plain], metadata=metadata)
+        upsert = router_pb2.UpsertRequest(collection=collection, documents=[document])
+        where = f"documents[0].metadata['{name}']"
+        yield BadRequest(f"upsert: inherited {name} = {scalar!r}", upsert, INVALID, where, f"{name} is declared as")
+
+
+def _bad_listings(collection: str) -> Iterator[BadRequest]:
+    requests: dict[str, tuple[Request, grpc.StatusCode, str, str]] = {
+        "list: page of 0": (router_pb2.ListDocumentsRequest(page_size=0), INVALID, "page_size", "is 0"),
+        "list: page of 1,001": (router_pb2.ListDocumentsRequest(page_size=1_001), INVALID, "page_size", "1000"),
+        "list: no token": (router_pb2.ListDocumentsRequest(page_token="next"), INVALID, "page_token", "page token"),
+        "list: token in another alphabet": (
+            router_pb2.ListDocumentsRequest(page_token="\u2713" * 8),
+            INVALID,
+            "page_token",
+            "page token",
+        ),
+        "list: endless token": (router_pb2.ListDocumentsRequest(page_token="A" * 5_000), INVALID, "page_token", ""),
+        "list: forged session": (router_pb2.ListDocumentsRequest(session_token=b"x"), INVALID, "session_token", ""),
+        "export: forged session": (router_pb2.ExportRequest(session_token=b"x"), INVALID, "session_token", ""),
+        "delete: ids and source": (
+            router_pb2.DeleteRequest(document_ids=["a"], source="s"),
+            INVALID,
+            "source",
+            "beside document_ids",
+        ),
+        "delete: source and filter": (
+            router_pb2.DeleteRequest(source="s", filter=_equals("year", 1)),
+            INVALID,
+            "filter",
+            "beside source",
+        ),
+        "delete: long source": (router_pb2.DeleteRequest(source="s" * 5_000), INVALID, "source", "4096"),
+    }
+    for name, (request, code, field, says) in requests.items():
+        request.collection = collection
+        yield BadRequest(name, request, code, field, says)
+    for request in (
+        router_pb2.ListDocumentsRequest(collection="nowhere"),
+        router_pb2.ExportRequest(collection="nowhere"),
+        router_pb2.DeleteRequest(collection="nowhere", source="s"),
+    ):
+        yield BadRequest(f"{type(request).__name__}: unknown collection", request, NOT_FOUND, "collection", "nowhere")

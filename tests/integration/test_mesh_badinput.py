@@ -73,7 +73,7 @@ async def refusal_problem(stub: RouterServiceStub, case: BadRequest) -> str:
 async def _answer(stub: RouterServiceStub, case: BadRequest) -> None:
     method = getattr(stub, case.method)
     call = method(case.request, timeout=10)
-    if isinstance(call, AsyncIterator) or case.method == "Ask":
+    if isinstance(call, AsyncIterator) or case.method in ("Ask", "Export"):
         async for _ in call:
             continue
     else:
