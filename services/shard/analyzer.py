@@ -119,6 +119,8 @@ class Analyzer:
 
     def _surface(self, surface: str) -> tuple[int, ...]:
         """The terms of one match of `_SURFACE`."""
+        if surface.isalnum() and (surface.islower() or surface.isdigit()):
+            return tuple(hash_of(term) for term in self._kept(surface))
         found: list[str] = []
         if surface.endswith(")"):
             found.append(surface.casefold())

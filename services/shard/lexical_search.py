@@ -108,7 +108,7 @@ def _all_scores(part: LexicalPart, query: Scorer) -> NDArray[np.float32] | None:
             places, values = _contributions(part, [piece], query)
             sums[places] += values
     scores = sums.astype(np.float32)
-    mask = part.mask()
+    mask = part.mask
     if mask is not None:
         scores[: part.rows] *= mask
     return scores

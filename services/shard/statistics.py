@@ -64,8 +64,8 @@ def corpus(parts: Sequence[LexicalPart], terms: NDArray[np.uint64]) -> Corpus:
     frequencies = np.zeros(len(terms), dtype=np.int64)
     tokens = 0
     for part in parts:
-        mask = part.mask()
-        tokens += _tokens(part, mask)
+        mask = part.mask
+        tokens += part.tokens
         for run in part.runs:
             starts, ends = run.find(terms)
             if mask is None:
@@ -88,8 +88,8 @@ def vocabulary(
     counts = [np.empty(0, dtype=np.int64)]
     tokens = 0
     for part in parts:
-        mask = part.mask()
-        tokens += _tokens(part, mask)
+        mask = part.mask
+        tokens += part.tokens
         for run in part.runs:
             terms.append(run.terms)
             counts += [np.empty(0, dtype=np.int64), *_live_counts(run, mask, pause)]
@@ -99,10 +99,6 @@ def vocabulary(
     if len(kept) > terms_max:
         kept = np.sort(kept[np.argsort(-frequencies[kept].astype(np.int64), kind="stable")[:terms_max]])
     return Vocabulary(sum(part.live for part in parts), tokens, distinct[kept], frequencies[kept])
-
-
-def _tokens(part: LexicalPart, mask: NDArray[np.bool_] | None) -> int:
-    return int((part.lengths if mask is None else part.lengths[mask]).sum(dtype=np.int64))
 
 
 def _live_counts(
