@@ -11,9 +11,11 @@ import pytest
 from ostraka.v1 import passage_pb2, shard_pb2
 from services.quorum.gtid import Gtid, GtidSet
 from services.quorum.rows import HeadRow, PassageRow, WriteBatch
+from services.runtime.conditions import In
 from services.runtime.config import LexicalConfig
 from services.shard import lexical_search, search, statistics
 from services.shard.engine import Engine
+from services.shard.lexical_ahead import TermsAhead
 from services.shard.lexical_queries import LexicalQueries
 from services.shard.lexical_search import lexical_of
 from services.shard.lexical_view import lexical_parts
@@ -207,3 +209,35 @@ def test_an_older_view_keeps_its_words(words: Words) -> None:
     scorer = lexical_search.scorer(terms, statistics.corpus(parts, terms.terms), words.lexical)
     assert len(lexical_search.search(parts, scorer, 10).rids) == 2
     assert len(words.names("mesh", 400)) == 301
+
+
+def test_a_filter_hides_rows_and_leaves_scores_alone(words: Words) -> None:
+    fill(words, seed=11, documents=380)
+    words.seal()
+    fill(words, seed=12, documents=30, first=500)
+    every = dict(words.found("mesh codec", 2_000))
+    wanted = {f"d{n}" for n in (*range(0, 380, 7), 505, 511)}
+    condition = In("document_id", tuple(sorted(wanted)))
+    view = words.engine.view
+    asked = LexicalQueries(["mesh codec"], "docs", words.lexical, _nothing_known(words.clock))
+    scorers, _ = asked.scorers(0, lexical_parts(view))
+    task = search.SearchTask(np.empty((1, 0), np.float32), 2_000, False, False, condition, search.LEXICAL, asked)
+    narrow = search.narrowed(view, words.engine.readers, task, words.engine.filters)
+    (result,) = search.run(narrow, words.engine.readers, task, words.engine.filters, scorers)
+    found = {f"{hit.document_id}#{hit.ordinal}": hit.lexical_score for hit in result.lexical_hits}
+    assert found == {name: score for name, score in every.items() if name.split("#")[0] in wanted}
+
+
+def test_terms_found_ahead_are_taken_once_and_their_memory_is_bounded() -> None:
+    payloads = [passage_pb2.Passage(text=f"mesh number{n}").SerializeToString() for n in range(50)]
+    ahead = TermsAhead(lexical_of(LexicalConfig()).analyzer, bytes_max=400)
+    ahead.prepare(payloads)
+    assert 0 < ahead.bytes <= 400
+    taken = [ahead.take(payload) for payload in payloads]
+    assert [row.length for row in taken] == [2] * 50
+    assert ahead.bytes == 0
+    ahead.prepare([payloads[0], payloads[0]])
+    ahead.take(payloads[0])
+    assert ahead.bytes == 0
+    ahead.prepare([passage_pb2.Passage(text="mesh " * 1_000).SerializeToString()])
+    assert ahead.bytes == 0, "what is larger than the bound is analysed at the commit"
