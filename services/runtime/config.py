@@ -281,6 +281,11 @@ def _validate(config: Config) -> None:
     for address in addresses:
         if addresses.count(address) > 1 and not address.endswith(":0"):
             raise ConfigError(f"address {address!r} is given to two processes")
+    last = config.telemetry.metrics_port + len(addresses) - 1
+    if config.telemetry.metrics_port and last > 65_535:
+        raise ConfigError(
+            f"telemetry.metrics_port {config.telemetry.metrics_port} leaves no ports for {len(addresses)} processes"
+        )
     for name, collection in config.collections.items():
         _validate_collection(name, collection, len(config.nodes))
 

@@ -82,7 +82,8 @@ class AccessLogInterceptor(CallInterceptor):
             roles = ",".join(sorted(caller_roles(context))) or "none"
             took_s = self._clock.monotonic_s() - begun_s
             logs.access(method, roles, code.name, took_s * 1_000, context.peer())
-            metrics.record(metrics.RPC_DURATION, took_s, {names.RPC_METHOD: method, names.RPC_STATUS_CODE: code.name})
+            labels = {names.RPC_METHOD: method.removeprefix("/"), names.RPC_STATUS_CODE: code.name}
+            metrics.record(metrics.RPC_DURATION, took_s, labels)
 
 
 class ErrorInterceptor(CallInterceptor):

@@ -142,3 +142,9 @@ def test_a_collection_says_how_its_words_are_searched() -> None:
     }
     lexical = parse(raw, Path("mesh.toml"), {}).collections["docs"].lexical
     assert (lexical.language, lexical.k1, lexical.b) == ("none", 1.0, 0.75)
+
+
+def test_scrape_ports_must_fit(tmp_path: Path) -> None:
+    raw = {"telemetry": {"metrics_port": 65_534}, "nodes": {"a": {"address": "127.0.0.1:1"}}}
+    with pytest.raises(ConfigError, match="metrics_port 65534 leaves no ports for 4 processes"):
+        parse(raw, tmp_path / "mesh.toml", {})
