@@ -8,9 +8,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
+from services.shard import live_bits
 from services.shard.engine import Engine
 from services.shard.loading import read_delta, read_rows
+from services.shard.rows_reader import RowsReader
 from services.shard.view import View, index_epoch
 from services.shard.view_search import DELTA
 
@@ -20,21 +23,18 @@ def discard_part(engine: Engine, name: str) -> None:
     if name == DELTA:
         engine.replace_part(name, lambda view: _delta_read_anew(engine, view)).result()
         return
-    part = next((part for part in engine.view.parts if part.segment.name == name), None)
-    if part is None:
+    if all(part.segment.name != name for part in engine.view.parts):
         engine.ledger.part_replaced(name)
         return
     # Read beside running traffic; only rows that died meanwhile are left out in the writer thread.
     with engine.readers.lend() as reader, reader.database.reading():
-        read = read_rows(reader, part.live_rids(), engine.dim, engine.lexical.analyzer)
+        read = read_rows(reader, _rids_without(reader, engine.view, name), engine.dim, engine.lexical.analyzer)
     if read.damaged:
         engine.note_damage(read.damaged)
 
     def without(view: View) -> View:
-        gone = [part for part in view.parts if part.segment.name == name]
-        if not gone:
-            return view
-        kept = np.isin(read.rids, gone[0].live_rids())
+        with engine.readers.lend() as reader:
+            kept = np.isin(read.rids, _rids_without(reader, view, name))
         terms = [entry for entry, keep in zip(read.terms, kept, strict=True) if keep]
         parts = tuple(part for part in view.parts if part.segment.name != name)
         return replace(
@@ -46,6 +46,13 @@ def discard_part(engine: Engine, name: str) -> None:
         )
 
     engine.replace_part(name, without).result()
+
+
+def _rids_without(reader: RowsReader, view: View, name: str) -> NDArray[np.int64]:
+    """The live rows that the view has nowhere but in the part `name`, whose own list of rids may be what is wrong."""
+    live, _ = live_bits.read(reader.database)
+    others = [part.segment.rids for part in view.parts if part.segment.name != name]
+    return live.without(view.delta.rids, *others)
 
 
 def _delta_read_anew(engine: Engine, view: View) -> View:

@@ -28,6 +28,7 @@ from services.shard.segment import MANIFEST_FILE, Segment
 from services.shard.store import StoreCorruptError
 
 HEADS_PER_PIECE = 8_192
+_QUICK_CHECK = "PRAGMA quick_check(4)"
 FILE_BLOCK = 16 * 1024 * 1024
 _LOG = logger("shard")
 
@@ -197,7 +198,7 @@ class Scrub:
     def _pages(self) -> Iterator[None]:
         """SQLite's own structure, which no checksum of ours covers."""
         with self._engine.readers.lend() as reader:
-            rows = reader.database.rows("PRAGMA quick_check(4)")
+            rows = reader.database.rows(_QUICK_CHECK)
         if [tuple(row) for row in rows] != [("ok",)]:
             found = "; ".join(str(row[0]) for row in rows)
             raise StoreCorruptError(f"{self._engine.database_path}: {found}")

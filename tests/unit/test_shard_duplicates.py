@@ -33,9 +33,11 @@ def retry(step: int, of: WriteBatch) -> WriteBatch:
     return replace(of, gtid=Gtid(SOURCE, step))
 
 
-def changed(of: WriteBatch, **changes: bytes) -> WriteBatch:
+def changed(of: WriteBatch, *, payload: bytes | None = None, vector: bytes | None = None) -> WriteBatch:
     """The batch with another first passage."""
-    return replace(of, passages=(replace(of.passages[0], **changes), *of.passages[1:]))
+    first, *rest = of.passages
+    first = replace(first, payload=payload or first.payload, vector=vector or first.vector)
+    return replace(of, passages=(first, *rest))
 
 
 def test_the_same_gtid_with_other_content_is_refused_whatever_became_of_its_rows(replica: Replica) -> None:
