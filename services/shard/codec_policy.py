@@ -14,10 +14,12 @@ GROWTH_MAX = 2.0
 """Rows now over rows at training, above which the lists have become too long."""
 DRIFT_MAX = 2.0
 """Quantisation error or list imbalance now over the same at training, above which the codec no longer fits."""
-POINTS_PER_LIST = 256
-"""k-means ignores training rows beyond this."""
+POINTS_PER_LIST = 64
+"""Training rows for each centroid; k-means warns below 39, and more than this gains little."""
 TRAINED_ROWS_LEAST = 65_536
 """Training rows for the product quantiser's tables, when there are as many."""
+SAMPLE_BYTES_MAX = 256 * 1024 * 1024
+"""Of a sample as float32, which is what training holds in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +72,9 @@ def reason_to_train(basis: Basis | None, rows: int, rows_min: int, fit: Fit | No
     return ""
 
 
-def training_rows(rows: int, lists: int) -> int:
+def training_rows(rows: int, lists: int, dim: int) -> int:
     """How many of `rows` live rows to train on."""
-    return min(rows, max(POINTS_PER_LIST * lists, TRAINED_ROWS_LEAST))
+    return min(rows, max(POINTS_PER_LIST * lists, TRAINED_ROWS_LEAST), SAMPLE_BYTES_MAX // (4 * dim))
 
 
 def shares(live: Mapping[int, int], wanted: int) -> dict[int, int]:

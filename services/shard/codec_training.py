@@ -27,6 +27,7 @@ from services.shard.codecs import CodecRecord, CodecRefusedError, CodecStore
 FIT_ROWS = 2_048
 """Rows held out of training, and drawn later to see whether the codec still fits them."""
 FIT_EVERY_ROUNDS = 30
+ROWS_PER_COPY = 8_192
 _LOG = logger("shard")
 
 
@@ -52,12 +53,14 @@ class Subject:
 
 def train(sample: NDArray[np.float16], threads: int = 1) -> Trained:
     """Train on float16 rows (n, dim); some are held out to measure the fit. Deterministic."""
-    shuffled = sample[np.random.default_rng(faiss_index.SEED).permutation(len(sample))]
-    held_out = min(FIT_ROWS, len(shuffled) // 8)
-    rows = shuffled[held_out:].astype(np.float32)
+    order = np.random.default_rng(faiss_index.SEED).permutation(len(sample))
+    held_out, used = np.split(order, [min(FIT_ROWS, len(order) // 8)])
+    rows = np.empty((len(used), sample.shape[1]), dtype=np.float32)
+    for start in range(0, len(used), ROWS_PER_COPY):
+        rows[start : start + ROWS_PER_COPY] = sample[used[start : start + ROWS_PER_COPY]]
     index = faiss_index.train(rows, threads)
     data = index.codec()
-    return Trained(index.factory, data, len(rows), fit_of(data, shuffled[:held_out]))
+    return Trained(index.factory, data, len(rows), fit_of(data, sample[held_out]))
 
 
 def fit_of(codec: bytes, rows: NDArray[np.float16]) -> Fit:
@@ -137,7 +140,7 @@ class CodecTraining:
         collection = subject.source.collection
         _LOG.info("codec training begins", collection=collection, reason=reason, rows=rows)
         lists = faiss_index.inverted_lists(max(live.values()))
-        sample = await subject.source.sample(live, policy.training_rows(rows, lists))
+        sample = await subject.source.sample(live, policy.training_rows(rows, lists, subject.source.dim))
         if not len(sample):
             raise SampleError(f"no rows of {collection!r} could be read")
         trained = await in_background("codec-training", lambda: train(sample))

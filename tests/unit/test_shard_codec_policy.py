@@ -63,7 +63,15 @@ def test_shares_are_even_and_complete(live: dict[int, int], wanted: int) -> None
             assert abs(rows - live[shard] * min(wanted, total) / total) < 1
 
 
-def test_training_rows_are_bounded() -> None:
-    assert training_rows(5_000, 64) == 5_000
-    assert training_rows(10**6, 64) == 65_536
-    assert training_rows(10**6, 1_024) == 262_144
+@pytest.mark.parametrize(
+    ("rows", "lists", "dim", "expected"),
+    [
+        (5_000, 64, 384, 5_000),
+        (10**6, 64, 384, 65_536),
+        (10**6, 2_048, 384, 131_072),
+        (10**6, 4_096, 384, 174_762),  # 256 MiB
+        (10**6, 4_096, 4_096, 16_384),
+    ],
+)
+def test_training_rows_are_bounded(rows: int, lists: int, dim: int, expected: int) -> None:
+    assert training_rows(rows, lists, dim) == expected
