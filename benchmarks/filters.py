@@ -136,7 +136,7 @@ def _measure(engine: Engine, queries: NDArray[np.float32]) -> tuple[float, list[
             _, exact, _ = _timed(engine, query, condition, exact=True)
             times.append(took_ms)
             hits.append(len(found))
-            recalls.append(len(found & exact) / max(1, len(exact)))
+            recalls.append(len(found & exact) / len(exact) if exact else 1.0)
         p50 = float(np.median(times))
         lines.append(Measured(selectivity, matching, first_ms, p50, p50 / base, min(hits), float(np.mean(recalls))))
     return base, lines

@@ -45,6 +45,10 @@ read_quorum = 2
 write_quorum = 2
 dim = 384
 embedding_model = "all-MiniLM-L6-v2"
+
+# What `--where` may name, beside source and document_id: text, integer, number or flag.
+# [collections.docs.metadata]
+# year = "integer"
 """
 
 
