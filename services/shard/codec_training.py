@@ -101,10 +101,11 @@ class CodecTraining:
         while True:
             await asyncio.sleep(self._interval_s)
             for subject in self._subjects:
-                await self._guarded(subject)
+                await self.attempt(subject)
             self._rounds += 1
 
-    async def _guarded(self, subject: Subject) -> None:
+    async def attempt(self, subject: Subject) -> None:
+        """One look; an error is logged once, kept in `failures`, and left to the next round."""
         collection = subject.source.collection
         try:
             await self.look(subject)
