@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner, Result
 
 from observability import names
-from ostraka import Client, NewDocument, NewPassage, where
+from ostraka import Client, NewDocument, NewPassage, Retrieved, where
 from ostraka.cli.main import app
 from ostraka.errors import InvalidRequest
 from ostraka.results import Hit
@@ -99,6 +99,25 @@ async def test_searches_find_what_meets_the_filter_and_k_of_it(mesh: Mesh, fille
 
     await eventually(described, what="spans that say that a filter was there and how many rows met it")
     assert "'en'" not in json.dumps([span.attributes for span in mesh.spans(some.trace_id)], default=str)
+
+
+@pytest.mark.parametrize("mode", ["lexical", "hybrid", "two_stage"])
+async def test_every_mode_keeps_to_the_filter(mesh_client: Client, mode: str) -> None:
+    prefix = f"filter-{mode}"
+    await store(mesh_client, (document(prefix, number) for number in range(40)))
+    wanted = f"{mine(prefix)} and year < 2010 and draft = true"
+    result = await mesh_client.search(f"{prefix} 4", k=20, mode=mode, where=wanted)
+    assert result.hits
+    assert numbers(result) <= {0, 2, 4, 6, 8}
+    assert result.hits[0].passage.document_id == f"{prefix}/0004"
+    asked = [event async for event in mesh_client.ask(f"{prefix} 4", mode=mode, where=wanted)]
+    assert isinstance(asked[0], Retrieved)
+    assert asked[0].hits
+    assert numbers(asked[0].hits) <= {0, 2, 4, 6, 8}
+    nothing = await mesh_client.search(f"{prefix} 4", mode=mode, where=f"{wanted} and year = 1")
+    assert nothing.hits == ()
+    async for _ in mesh_client.delete_matching(mine(prefix)):
+        pass
 
 
 async def test_a_write_is_found_by_the_next_filtered_search(filled: tuple[Client, str]) -> None:

@@ -32,6 +32,9 @@ def test_values_and_tables_are_read() -> None:
     assert config.data_dir == Path("/tmp/elsewhere")
     assert config.mesh.drain_s == 2.0
     assert config.collections["docs"].shards == 2
+    assert config.collections["docs"].metadata == {}
+    declared = made(collections={"docs": {**COLLECTION, "metadata": {"year": "integer", "draft": "flag"}}})
+    assert declared.collections["docs"].metadata == {"year": "integer", "draft": "flag"}
     assert config.nodes["n1"].address == "127.0.0.1:7411"
 
 
@@ -56,6 +59,12 @@ def test_values_and_tables_are_read() -> None:
         ({"nodes": {"a": {}}}, r"\[nodes\.a\] needs 'address'"),
         ({"nodes": {"a": {"address": "h:1", "port": 1}}}, r"\[nodes\.a\] has no key 'port'"),
         ({"collections": {"docs": {"replicas": 4}}}, "replicas is 4 but the mesh has 3 nodes"),
+        ({"collections": {"docs": {"metadata": 3}}}, r"collections\.docs\.metadata\] must be a table"),
+        ({"collections": {"docs": {"metadata": {"year": "int"}}}}, r"metadata\.year must be one of text, integer, n"),
+        ({"collections": {"docs": {"metadata": {"source": "text"}}}}, r"metadata\.source: source is built in"),
+        ({"collections": {"docs": {"metadata": {"a b": "text"}}}}, r"'a b' is not a field name"),
+        ({"collections": {"docs": {"metadata": {"And": "text"}}}}, r"metadata\.And: And is a word of filter expr"),
+        ({"collections": {"docs": {"metadata": {f"f{n}": "text" for n in range(65)}}}}, "65 fields; at most 64"),
         ({"collections": {"docs": {"read_quorum": 4}}}, r"read_quorum must be 1 to 3"),
         ({"collections": {"docs": {"read_quorum": 1}}}, r"read_quorum 1 \+ write_quorum 2 <= replicas 3"),
         ({"collections": {"docs": {"shards": 0}}}, r"collections\.docs\.shards must be 1 to 64"),
