@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from services.runtime.config import Config, ConfigError, parse
-from services.runtime.topology_file import BUCKETS, MARKER, bootstrap, load, replica_problem
+from services.runtime.topology_file import BUCKETS, MARKER, bootstrap, changing, load, make_replica, replica_problem
 
 DOCS = {"docs": {"shards": 2, "replicas": 3}}
 
@@ -139,3 +139,39 @@ def test_a_replica_that_lost_its_disk_is_known(tmp_path: Path) -> None:
     assert "cannot be read" in replica_problem(config, "docs", 0, voter)
     marker.unlink()
     assert "lost its disk" in replica_problem(config, "docs", 0, voter)
+
+
+def test_replaced_replicas_keep_their_nodes_and_get_new_ids_and_a_higher_epoch(tmp_path: Path) -> None:
+    config = mesh(tmp_path)
+    before = bootstrap(config).collections["docs"]
+    buckets = tuple(1 - bucket % 2 for bucket in range(BUCKETS))
+    with changing(config) as record:
+        planned = record.planned("docs", buckets, {0: 7, 1: 0})
+        assert load(config).collections["docs"] == before, "a plan changes nothing"
+        for shard, members in planned.shards.items():
+            for voter in members.voters:
+                make_replica(config, "docs", shard, voter)
+        replaced = record.replace({"docs": planned})
+    after = load(config).collections["docs"]
+    assert after == planned
+    assert after.buckets == buckets
+    assert [members.epoch for members in after.shards.values()] == [8, 2]
+    old = [voter for members in before.shards.values() for voter in members.voters]
+    new = [voter for members in after.shards.values() for voter in members.voters]
+    assert replaced == old
+    assert [voter.node for voter in new] == [voter.node for voter in old]
+    assert not {voter.replica_id for voter in new} & {voter.replica_id for voter in old}
+    assert all(
+        replica_problem(config, "docs", shard, voter) == "" for shard in (0, 1) for voter in after.shards[shard].voters
+    )
+
+
+def test_replicas_of_a_mesh_without_a_record_are_spread(tmp_path: Path) -> None:
+    config = mesh(tmp_path)
+    config.data_dir.mkdir(parents=True)
+    with changing(config) as record:
+        planned = record.planned("docs", (0,) * BUCKETS, {0: 3, 1: 3})
+        assert record.replace({"docs": planned}) == []
+    assert load(config).collections["docs"] == planned
+    assert {members.epoch for members in planned.shards.values()} == {4}
+    assert {voter.node for voter in planned.shards[0].voters} == {"n0", "n1", "n2"}
