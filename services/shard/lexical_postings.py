@@ -4,9 +4,9 @@ The same shape serves a run of delta rows in memory and a sealed segment's mappe
 part's vectors, so lexical search shares the view's alive bitmaps. Two sets of postings are joined with their
 positions moved and dead rows dropped, without looking at a text again; the result depends only on the rows.
 
-Why not a library. Measured on 57,181 passages of system documentation with 300 web questions, one at a time, p95: SQLite
-FTS5 72 ms, bm25s 3.0 ms, tantivy 0.5 ms, these postings 2.5 ms. FTS5 is too slow; bm25s computes all scores when it
-indexes, so neither a row nor the statistics of other shards can be added; tantivy makes an added row searchable by a
+Why not a library. Measured on 57,181 passages of system documentation with 300 web questions, one at a time, p95:
+SQLite FTS5 72 ms, bm25s 3.0 ms, tantivy 0.5 ms, these postings 2.5 ms. FTS5 is too slow; bm25s computes all scores when
+it indexes, so neither a row nor the statistics of other shards can be added; tantivy makes an added row searchable by a
 commit of 18 ms, counts with its own statistics, and takes no bitmap from outside, so it can share no view.
 """
 
