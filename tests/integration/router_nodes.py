@@ -99,6 +99,7 @@ class SimulatedShardNode:
         self.stub = SimpleNamespace(
             Summary=self._method("Summary", self._summary),
             GetDocuments=self._method("GetDocuments", self._get),
+            ListDocuments=self._method("ListDocuments", self._list),
             NodeStatus=self._method("NodeStatus", self._status),
         )
         self.write = self._method("Write", lambda data: self._write(shard_pb2.WriteRequest.FromString(data)))
@@ -205,6 +206,40 @@ class SimulatedShardNode:
                         for row in replica.rows.live_passages(document_id)
                     ],
                 )
+        return response
+
+    def _list(self, request: shard_pb2.ListShardDocumentsRequest) -> shard_pb2.ListShardDocumentsResponse:
+        """A filter is heeded as far as it asks for a source."""
+        replica = self.replicas[request.shard]
+        covered = self._covered(request.shard, set_from_proto(request.require), request.holders)
+        response = shard_pb2.ListShardDocumentsResponse(
+            status=shard_pb2.REPLICA_STATUS_OK if covered else shard_pb2.REPLICA_STATUS_NOT_COVERED,
+            replica=replica.core.replica_id,
+            view=set_to_proto(replica.core.applied),
+            index_epoch="flat-0",
+        )
+        rows: dict[str, list[PassageRow]] = {}
+        for row in replica.live():
+            rows.setdefault(row.document_id, []).append(row)
+        for document_id in sorted(rows):
+            first = passage_pb2.Passage.FromString(rows[document_id][0].payload)
+            wanted = request.filter.equals.value.text
+            if not covered or document_id <= request.after_document_id or (wanted and first.source != wanted):
+                continue
+            if len(response.documents) == request.limit:
+                response.more = True
+                break
+            listed = response.documents.add(
+                head=shard_pb2.HeadRow(
+                    document_id=document_id,
+                    passages=len(rows[document_id]),
+                    version=_version(rows[document_id][0].version),
+                ),
+                source=first.source,
+            )
+            if request.include_passages:
+                for row in rows[document_id]:
+                    listed.passages.add(ordinal=row.ordinal, payload=row.payload, vector_f16=row.vector)
         return response
 
     def _status(self, _request: shard_pb2.NodeStatusRequest) -> shard_pb2.NodeStatusResponse:
