@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from services.runtime.atomic_file import sync_directory, write_atomically
+from services.runtime.atomic_file import make_directory, sync_directory, write_atomically
 from services.runtime.config import CollectionConfig, Config, ConfigError
 
 FORMAT = 1
@@ -89,7 +89,7 @@ def bootstrap(config: Config) -> Topology:
     Each replica's directory and marker are durable before the record names them. Safe to call again and from
     several processes. Raises ConfigError as `load` does.
     """
-    config.data_dir.mkdir(parents=True, exist_ok=True)
+    make_directory(config.data_dir)
     with _locked(config.data_dir / "topology.lock"):
         raw = _read(config.topology_path) or {}
         new = [name for name in config.collections if name not in raw]
@@ -146,6 +146,15 @@ class TopologyChange:
 
     def _seats(self) -> int:
         return sum(len(shard["voters"]) for known in self._raw.values() for shard in known["shards"].values())
+
+
+def voters(config: Config) -> list[Voter]:
+    """Every voter that the record names, of collections that the mesh file no longer declares too.
+
+    Empty when there is no record. Raises ConfigError.
+    """
+    raw = _read(config.topology_path) or {}
+    return [voter for known in raw.values() for shard in known["shards"].values() for voter in _shard(shard).voters]
 
 
 @contextmanager

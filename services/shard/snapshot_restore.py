@@ -17,7 +17,7 @@ rename. Before it nothing has changed; after it only the old directories remain 
 from __future__ import annotations
 
 import contextlib
-import os
+import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,9 +25,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from services.runtime import topology_file
-from services.runtime.atomic_file import sync_directory
 from services.runtime.config import Config
 from services.runtime.topology_file import CollectionTopology, Voter
+from services.shard import files
 from services.shard.codecs import CodecRecord, CodecRefusedError, CodecStore
 from services.shard.engine import DATABASE_FILE
 from services.shard.node_codecs import CODECS_DIR, index_family
@@ -47,6 +47,8 @@ from services.shard.snapshot_format import (
 from services.shard.store import Database
 
 STAGING_DIR = "restore.tmp"
+LISTING_FILE = "made.json"
+"""In it: the directories made so far."""
 ASIDE_SUFFIX = ".replaced"
 Progress = Callable[[str], None]
 
@@ -125,8 +127,8 @@ def restore(
     for collection in wanted:
         check_fits(config, mesh, collection)
         shards[collection] = read_shards(store, collection, mesh.collections[collection])
-    config.data_dir.mkdir(parents=True, exist_ok=True)
-    with topology_file.changing(config) as record, _staging(config.data_dir) as staging, _new_replicas() as made:
+    files.make_directory(config.data_dir)
+    with topology_file.changing(config) as record, _staging(config) as staging, _new_replicas(staging) as made:
         planned = {
             collection: record.planned(
                 collection,
@@ -139,7 +141,7 @@ def restore(
             for number, shard in shards[collection].items():
                 copy = _download(store, shard, staging / collection / str(number))
                 for voter in topology.shards[number].voters:
-                    made.append(config.replica_dir(voter.node, voter.replica_id))
+                    made.add(config.replica_dir(voter.node, voter.replica_id))
                     _make_replica(config, copy, shard.manifest, voter)
                 progress(f"{collection} shard {number}: {shard.manifest.rows_live} rows, {shard.manifest.size} bytes")
         for collection, topology in planned.items():
@@ -201,7 +203,10 @@ def _make_replica(config: Config, copy: Path, manifest: ShardManifest, voter: Vo
             shutil.copyfile(path, directory / relative)  # never a link: replicas share no bytes on disk
     _rename_replica(directory / DATABASE_FILE, manifest, voter.replica_id)
     for path in (*directory.rglob("*"), directory, directory.parent):
-        sync_directory(path) if path.is_dir() else _sync_file(path)
+        if path.is_dir():
+            files.sync_directory(path)
+        else:
+            files.sync_file(path)
 
 
 def _rename_replica(path: Path, manifest: ShardManifest, replica_id: str) -> None:
@@ -246,18 +251,34 @@ def _set_aside(config: Config, voter: Voter) -> Path | None:
     if not directory.is_dir():
         return None
     directory.rename(aside)
-    sync_directory(aside.parent)
+    files.sync_directory(aside.parent)
     return aside
 
 
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+class _Made:
+    """Directories to be removed when the restore fails; listed in a file, in case it cannot do so itself."""
+
+    def __init__(self, listing: Path) -> None:
+        self._listing = listing
+        self.paths: list[Path] = []
+
+    def add(self, path: Path) -> None:
+        self.paths.append(path)
+        files.replace_file(self._listing, json.dumps([str(each) for each in self.paths]).encode())
+
+    def clear(self) -> None:
+        self.paths.clear()
 
 
 @contextmanager
-def _staging(data_dir: Path) -> Iterator[Path]:
-    path = data_dir / STAGING_DIR
+def _staging(config: Config) -> Iterator[Path]:
+    """An empty directory, removed at the end; first what a restore that was killed left behind."""
+    path = config.data_dir / STAGING_DIR
+    if (path / LISTING_FILE).is_file():
+        named = {config.replica_dir(voter.node, voter.replica_id) for voter in topology_file.voters(config)}
+        for left in json.loads((path / LISTING_FILE).read_bytes()):
+            if Path(left) not in named:  # it was killed before the switch
+                shutil.rmtree(left, ignore_errors=True)
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir()
     try:
@@ -267,11 +288,11 @@ def _staging(data_dir: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _new_replicas() -> Iterator[list[Path]]:
-    """Directories put into the list are removed when the block fails."""
-    made: list[Path] = []
+def _new_replicas(staging: Path) -> Iterator[_Made]:
+    """Directories added to it are removed when the block fails."""
+    made = _Made(staging / LISTING_FILE)
     try:
         yield made
     finally:
-        for path in made:
+        for path in made.paths:
             shutil.rmtree(path, ignore_errors=True)

@@ -361,6 +361,31 @@ async def test_a_full_disk_at_the_last_moment_changes_nothing(
     assert left == before, "codecs are derived and may stay; everything else is as it was"
 
 
+async def test_what_a_killed_restore_left_is_removed_by_the_next(
+    taken: tuple[Path, Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, other = taken
+    store = open_store(str(place))
+    before = tree(other.data_dir)
+
+    class KilledError(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshot_restore, "_offer_codecs", killed)
+        patch.setattr("shutil.rmtree", lambda *_, **__: None)  # a killed process cleans nothing up
+        with pytest.raises(KilledError):
+            snapshot_restore.restore(other, store, NAME)
+    assert len(tree(other.data_dir)) > len(before)
+    monkeypatch.setattr(snapshot_restore, "_download", killed)
+    with pytest.raises(KilledError):
+        snapshot_restore.restore(other, store, NAME)
+    assert tree(other.data_dir) == before
+
+
 async def test_names_collections_and_destinations_are_checked(
     taken: tuple[Path, Config], pair: list[ShardNode], config: Config
 ) -> None:
