@@ -60,7 +60,9 @@ class Words:
 
     def write(self, documents: Mapping[str, Sequence[str]]) -> None:
         self.step += 1
-        entry = worded(self.step, documents)
+        self.store(worded(self.step, documents))
+
+    def store(self, entry: WriteBatch) -> None:
         self.engine.analyse(entry.passages)
         written = self.engine.write(entry, EPOCH)
         assert written is not None
@@ -241,3 +243,26 @@ def test_terms_found_ahead_are_taken_once_and_their_memory_is_bounded() -> None:
     assert ahead.bytes == 0
     ahead.prepare([passage_pb2.Passage(text="mesh " * 1_000).SerializeToString()])
     assert ahead.bytes == 0, "what is larger than the bound is analysed at the commit"
+
+
+def test_replicas_of_equal_content_answer_equally_whatever_their_segments(words: Words, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = Words(tmp_path / "other")
+    try:
+        batches = [worded(n, {f"d{n}-{m}": texts(100 * n + m, 2) for m in range(30)}) for n in range(1, 15)]
+        late = [worded(n, {f"d{n - 20}-{m}": texts(7 * n + m, 1) for m in range(0, 30, 4)}) for n in range(21, 30)]
+        for entry in (*batches, *late):
+            words.store(entry)
+        words.seal()
+        for entry in (*reversed(late), *batches[7:], *batches[:7]):
+            other.store(entry)
+            if entry is batches[-1]:
+                other.seal()
+        assert words.engine.view.digest == other.engine.view.digest
+        assert [part.segment.rows for part in words.engine.view.parts] != [
+            part.segment.rows for part in other.engine.view.parts
+        ]
+        for text in ("mesh", "codec delta", "posting bitmap quorum mesh replica"):
+            assert words.found(text, 40) == other.found(text, 40)
+    finally:
+        other.engine.close()
