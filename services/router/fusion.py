@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from services.router.merge import BY_SCORE, HitLike, Score, merge, newest_versions
 
@@ -56,9 +56,11 @@ class Weights:
         return dense + lexical
 
 
-@dataclass(frozen=True, slots=True)
-class Fused(Generic[H]):
-    """One passage of a ranking, as it stood in each list. Ranks count from 1; 0 and None: not in that list."""
+class Fused(NamedTuple, Generic[H]):
+    """One passage of a ranking, as it stood in each list. Ranks count from 1; 0 and None: not in that list.
+
+    A tuple, because every hit of every search becomes one.
+    """
 
     shard: int
     dense: H | None

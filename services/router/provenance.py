@@ -18,27 +18,27 @@ def hit_of(
     found: Fused[shard_pb2.ShardHit], payload: bytes, *, replica: str, index_epoch: str, rank: int, model: Model
 ) -> passage_pb2.Hit:
     """A hit with complete provenance; `rank` counts from 1. Scores are 0 where their rank is."""
-    hit = found.hit
-    passage = passage_from_payload(payload, hit.version)
-    return passage_pb2.Hit(
-        passage=passage,
-        provenance=passage_pb2.Provenance(
-            passage_id=passage.passage_id,
-            document_id=hit.document_id,
-            source=passage.source,
-            version=hit.version,
-            shard=found.shard,
-            replica=replica,
-            index_epoch=index_epoch,
-            index_part=hit.index_part,
-            index_kind=hit.index_kind,
-            dense_score=found.dense.score if found.dense is not None else 0.0,
-            dense_rank=found.dense_rank,
-            lexical_score=found.lexical.lexical_score if found.lexical is not None else 0.0,
-            lexical_rank=found.lexical_rank,
-            score=found.score,
-            rank=rank,
-            content_sha256=passage.content_sha256,
-            embedding_model=passage_pb2.EmbeddingModel(id=model.id, revision=model.revision),
-        ),
-    )
+    hit, dense, lexical = found.hit, found.dense, found.lexical
+    # Filled in place: messages given to a constructor are copied, and this is done for every hit of every search.
+    made = passage_pb2.Hit()
+    passage, provenance = made.passage, made.provenance
+    passage.ParseFromString(payload)
+    passage.version.CopyFrom(hit.version)
+    provenance.passage_id = passage.passage_id
+    provenance.document_id = hit.document_id
+    provenance.source = passage.source
+    provenance.version.CopyFrom(hit.version)
+    provenance.shard = found.shard
+    provenance.replica = replica
+    provenance.index_epoch = index_epoch
+    provenance.index_part = hit.index_part
+    provenance.index_kind = hit.index_kind
+    provenance.score = found.score
+    provenance.rank = rank
+    provenance.content_sha256 = passage.content_sha256
+    provenance.embedding_model.id, provenance.embedding_model.revision = model.id, model.revision
+    if dense is not None:
+        provenance.dense_score, provenance.dense_rank = dense.score, found.dense_rank
+    if lexical is not None:
+        provenance.lexical_score, provenance.lexical_rank = lexical.lexical_score, found.lexical_rank
+    return made

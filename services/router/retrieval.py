@@ -155,7 +155,9 @@ def _merged(
     candidates = 0
     for query in range(queries):
         dense: _Lists = [(shard, reply.value.results[query].hits) for shard, reply in replies.items()]
-        lexical: _Lists = [(shard, reply.value.results[query].lexical_hits) for shard, reply in replies.items()]
+        lexical: _Lists = []
+        if ranking.needs_text:
+            lexical = [(shard, reply.value.results[query].lexical_hits) for shard, reply in replies.items()]
         candidates += sum(len(hits) for _, hits in (*dense, *lexical))
         hits = []
         for rank, found in enumerate(_ranked(dense, lexical, ranking), start=1):
