@@ -6,11 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 import grpc
-from opentelemetry.trace import Span
 
-from observability import metrics, names, spans
+from observability import metrics
 from observability.logs import logger
-from ostraka.v1 import passage_pb2, shard_pb2, shard_pb2_grpc
+from ostraka.v1 import shard_pb2, shard_pb2_grpc
 from services.quorum.gtid import GtidSet
 from services.quorum.status import ReplicaStatus
 from services.runtime.clock import Clock
@@ -19,20 +18,20 @@ from services.runtime.deadline import Deadline, current_deadline
 from services.runtime.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from services.runtime.filter_check import condition_of
 from services.shard import codec_service, list_service, pulling, search, statistics_service, status
-from services.shard.damage import DamagedRowError, PartDamagedError
+from services.shard.covering import NotCoveredError, covering, readable, unable
+from services.shard.damage import DamagedRowError
 from services.shard.documents import read_documents
 from services.shard.engine import Engine
-from services.shard.filtering import FILTER_FAILURES, MetadataDamagedError
 from services.shard.hosted import HostedReplica
 from services.shard.lexical_queries import LexicalQueries
-from services.shard.lexical_search import Scorer, lexical_of
-from services.shard.lexical_view import lexical_parts
+from services.shard.lexical_search import lexical_of
 from services.shard.node import Node
 from services.shard.search_pool import PoolFullError, SearchPool
+from services.shard.search_service import SearchService
 from services.shard.snapshot_service import Snapshots
 from services.shard.store import StoreError
 from services.shard.validation import batch_of, check_document_id, mode_of, queries_of, texts_of
-from services.shard.view import View, index_epoch
+from services.shard.view import index_epoch
 from services.shard.wire import WireError, set_from_wire, set_to_wire, status_to_wire
 
 ANSWER_MS = 10
@@ -40,10 +39,6 @@ ANSWER_MS = 10
 LOADING_RETRY_MS = 200
 Context = grpc.aio.ServicerContext
 _LOG = logger("shard")
-
-
-class NotCoveredError(Exception):
-    """The view could not reach what the caller requires."""
 
 
 class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
@@ -54,6 +49,7 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         self._node = node
         self._pool = pool
         self._clock = clock
+        self._searches = SearchService(node, pool, clock)
         self._snapshots = Snapshots(config, clock)
 
     async def Summary(
@@ -72,7 +68,7 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         """Apply one batch; status OK means durable and visible here."""
         replica = self._replica(request.collection, request.shard)
         if replica is None or replica.engine is None or replica.reason:
-            return self._refused(replica, _unable(replica), replica.reason if replica else "not hosted here")
+            return self._refused(replica, unable(replica), replica.reason if replica else "not hosted here")
         try:
             batch = batch_of(request, replica.dim, self._config.shard)
         except WireError as error:
@@ -120,7 +116,7 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         words = await self._words(request.collection, texts) if texts else None
         task = search.SearchTask(queries, request.k, request.exact, request.include_payload, condition, mode, words)
         legs = [
-            self._leg(request, leg, require, task, deadline)
+            self._searches.leg(request, leg, require, task, deadline)
             for leg, require in zip(request.shards, requires, strict=True)
         ]
         return shard_pb2.SearchShardsResponse(node=self._node.name, shards=await asyncio.gather(*legs))
@@ -147,7 +143,7 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
             raise InvalidArgument(str(error), error.field) from error
         deadline = current_deadline().minus_ms(ANSWER_MS)
         replica = self._replica(request.collection, request.shard)
-        refusal, message = self._readable(replica, request.epoch)
+        refusal, message = readable(replica, request.epoch)
         if refusal is not None or replica is None or replica.engine is None:
             return shard_pb2.GetDocumentsResponse(
                 status=status_to_wire(refusal or ReplicaStatus.UNKNOWN_REPLICA), message=message
@@ -165,7 +161,7 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         task, require = list_service.list_task(request, declared)
         deadline = current_deadline().minus_ms(ANSWER_MS)
         replica = self._replica(request.collection, request.shard)
-        refusal, message = self._readable(replica, request.epoch)
+        refusal, message = readable(replica, request.epoch)
         if refusal is not None or replica is None or replica.engine is None:
             return shard_pb2.ListShardDocumentsResponse(
                 status=status_to_wire(refusal or ReplicaStatus.UNKNOWN_REPLICA), message=message
@@ -173,7 +169,7 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
 
         async def cover(replica: HostedReplica = replica) -> str:
             try:
-                await self._covering(replica, require, request.holders, request.wait_ms, deadline)
+                await self._cover(replica, require, request.holders, request.wait_ms, deadline)
             except NotCoveredError as error:
                 return str(error)
             return ""
@@ -209,7 +205,7 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         """Exchange applied sets and digests with a peer."""
         replica = self._replica(request.collection, request.shard)
         if replica is None or replica.engine is None or replica.reason:
-            return shard_pb2.GossipResponse(status=status_to_wire(_unable(replica)))
+            return shard_pb2.GossipResponse(status=status_to_wire(unable(replica)))
         summary = replica.engine.core.summary(request.epoch)
         view = replica.engine.view
         return shard_pb2.GossipResponse(
@@ -277,20 +273,10 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         self._check_collection(collection)
         return self._node.replicas.get((collection, shard))
 
-    def _readable(self, replica: HostedReplica | None, epoch: int) -> tuple[ReplicaStatus | None, str]:
-        """(why the replica cannot be read, in words), or (None, "")."""
-        if replica is None or replica.engine is None or replica.reason:
-            return _unable(replica), replica.reason if replica else "not hosted here"
-        own = replica.members.epoch
-        if epoch != own:
-            stale = ReplicaStatus.STALE_EPOCH if epoch < own else ReplicaStatus.STALE_TOPOLOGY
-            return stale, f"epoch {epoch} is not {own}"
-        return None, ""
-
     def _summary(self, collection: str, shard: int, epoch: int) -> shard_pb2.ReplicaSummary:
         replica = self._node.replicas.get((collection, shard))
         if replica is None or replica.engine is None or replica.reason:
-            return shard_pb2.ReplicaSummary(shard=shard, status=status_to_wire(_unable(replica)))
+            return shard_pb2.ReplicaSummary(shard=shard, status=status_to_wire(unable(replica)))
         summary = replica.engine.core.summary(epoch)
         return shard_pb2.ReplicaSummary(
             shard=shard,
@@ -315,116 +301,11 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         if repair is not None:
             repair.want(gtids)
 
-    async def _leg(
-        self,
-        request: shard_pb2.SearchShardsRequest,
-        leg: shard_pb2.ShardSearch,
-        require: GtidSet,
-        task: search.SearchTask,
-        deadline: Deadline,
-    ) -> shard_pb2.ShardSearchResult:
-        """One shard of a search, whatever happens, as a result with a status."""
-        replica = self._node.replicas.get((request.collection, leg.shard))
-        refusal, message = self._readable(replica, request.epoch)
-        if refusal is not None or replica is None or replica.engine is None:
-            missing = refusal or ReplicaStatus.UNKNOWN_REPLICA
-            return shard_pb2.ShardSearchResult(shard=leg.shard, status=status_to_wire(missing), message=message)
-        held = search.open_spans(leg.traceparents, leg.shard, replica.replica_id, request.leg_role)
-        result = shard_pb2.ShardSearchResult(shard=leg.shard, replica=replica.replica_id)
-        try:
-            view, result.waited = await self._covering(replica, require, leg.holders, request.wait_ms, deadline)
-            await self._search(replica.engine, view, task, deadline, held, result)
-            if replica.canary is not None and _is_approximate(request):
-                replica.canary.offer(task.queries, task.k)
-            _count(request.collection, task, result)
-        except NotCoveredError as error:
-            _fill_view(result, replica.engine.view)
-            result.status, result.message = shard_pb2.REPLICA_STATUS_NOT_COVERED, str(error)
-        except PoolFullError as error:
-            result.status, result.message = shard_pb2.REPLICA_STATUS_OVERLOADED, str(error)
-        except (DamagedRowError, PartDamagedError, StoreError, search.ViewExpiredError, *FILTER_FAILURES) as error:
-            result.status, result.message = shard_pb2.REPLICA_STATUS_FAILED, str(error)
-        except BaseException as error:
-            for span in held:
-                spans.record_error(span, error)
-            raise
-        finally:
-            for span in held:
-                if result.status:  # otherwise the error above is the outcome
-                    outcome = shard_pb2.ReplicaStatus.Name(result.status).removeprefix("REPLICA_STATUS_")
-                    span.set_attribute(names.OUTCOME, outcome.lower())
-                spans.end_span(span)
-        return result
-
-    async def _covering(
+    async def _cover(
         self, replica: HostedReplica, require: GtidSet, holders: Sequence[str], wait_ms: int, deadline: Deadline
-    ) -> tuple[View, bool]:
-        """(a view that contains `require`, whether that took waiting). Raises NotCoveredError."""
-        assert replica.engine is not None, "the caller looked"
-        if replica.engine.view.applied.issuperset(require):
-            return replica.engine.view, False
-        view = await replica.covering_view(require, deadline.at_most_ms(wait_ms))
-        repair = self._node.repairs.get((replica.collection, replica.shard))
-        if view is None and repair is not None:
-            await repair.fetch(require, holders, deadline)
-            view = replica.engine.view if replica.engine.view.applied.issuperset(require) else None
-        if view is None:
-            missing = require.difference(replica.engine.view.applied)
-            raise NotCoveredError(f"{len(missing)} required batches did not arrive within {wait_ms} ms and a pull")
-        return view, True
-
-    async def _search(
-        self,
-        engine: Engine,
-        view: View,
-        task: search.SearchTask,
-        deadline: Deadline,
-        held: Sequence[Span],
-        result: shard_pb2.ShardSearchResult,
     ) -> None:
-        """Search `view`, once more on the newest when its rows were replaced, and fill `result`."""
-        if engine.damaged:
-            raise DamagedRowError(tuple(engine.damaged))
-
-        def attempt(searched: View) -> View:
-            matching = search.narrowed(searched, engine.readers, task, engine.filters)
-            scorers: Sequence[Scorer] = ()
-            if task.words is not None:
-                scorers, result.statistics_age_ms = task.words.scorers(result.shard, lexical_parts(searched))
-            result.results.extend(search.run(matching, engine.readers, task, engine.filters, scorers))
-            result.rows_matching = matching.rows_live
-            return searched
-
-        def work(queue_wait_us: int) -> View:
-            began = self._clock.monotonic_s()
-            try:
-                searched = attempt(view)
-            except search.ViewExpiredError:
-                searched = attempt(engine.view)
-            result.queue_wait_us = queue_wait_us
-            result.search_us = int((self._clock.monotonic_s() - began) * 1e6)
-            return searched
-
-        try:
-            searched = await self._pool.run(work, deadline)
-        except DamagedRowError as error:
-            engine.note_damage(error.names)
-            raise
-        except search.ViewExpiredError:
-            engine.ledger.doubt()  # of the newest view too: rows are missing
-            raise
-        except PartDamagedError as error:
-            engine.ledger.add_part(error.part, str(error))
-            raise
-        except StoreError as error:
-            engine.note_failure(error)
-            raise
-        except MetadataDamagedError as error:
-            engine.mend_metadata(error.rids)
-            raise
-        search.describe(held, searched, task, result)
-        _fill_view(result, searched)
-        result.status = shard_pb2.REPLICA_STATUS_OK
+        repair = self._node.repairs.get((replica.collection, replica.shard))
+        await covering(replica, repair, require, holders, wait_ms, deadline)
 
     async def _documents(
         self,
@@ -436,7 +317,7 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
     ) -> shard_pb2.GetDocumentsResponse:
         reply = shard_pb2.GetDocumentsResponse(replica=replica.replica_id)
         try:
-            await self._covering(replica, require, request.holders, request.wait_ms, deadline)
+            await self._cover(replica, require, request.holders, request.wait_ms, deadline)
             ids, with_vectors = list(request.document_ids), request.include_vectors
             applied, found = await self._pool.run(lambda _: read_documents(engine.readers, ids, with_vectors), deadline)
         except NotCoveredError as error:
@@ -459,28 +340,3 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         reply.index_epoch = index_epoch(engine.view.parts, applied)
         reply.documents.extend(found)
         return reply
-
-
-def _unable(replica: HostedReplica | None) -> ReplicaStatus:
-    return ReplicaStatus.UNKNOWN_REPLICA if replica is None else ReplicaStatus.FAILED
-
-
-def _fill_view(result: shard_pb2.ShardSearchResult, view: View) -> None:
-    result.view.CopyFrom(set_to_wire(view.applied))
-    result.index_epoch = view.index_epoch
-    result.rows_live = view.rows_live
-    result.rows_dead = view.rows_dead
-    result.hlc_max = view.hlc_max
-
-
-def _is_approximate(request: shard_pb2.SearchShardsRequest) -> bool:
-    """Whether the search asked the index alone for the nearest of all rows: what the recall canary samples."""
-    lexical = request.mode == passage_pb2.SEARCH_MODE_LEXICAL
-    return not (request.exact or request.HasField("filter") or lexical)
-
-
-def _count(collection: str, task: search.SearchTask, result: shard_pb2.ShardSearchResult) -> None:
-    labels: metrics.Attributes = {"collection": collection, "shard": result.shard, "mode": search.mode_word(task.mode)}
-    metrics.record(metrics.QUEUE_WAIT, result.queue_wait_us / 1e6, labels)
-    metrics.record(metrics.SEARCH_DURATION, result.search_us / 1e6, labels)
-    metrics.record(metrics.SEARCH_BATCH, len(result.results), labels)
