@@ -53,6 +53,8 @@ async def answer(
     reply = shard_pb2.ListShardDocumentsResponse(replica=engine.replica_id)
     applied = engine.view.applied
     try:
+        if task.condition is not None and engine.damaged:
+            raise DamagedRowError(tuple(engine.damaged))  # the view lacks them
         missing = await cover()
         if missing:
             reply.status, reply.message = shard_pb2.REPLICA_STATUS_NOT_COVERED, missing

@@ -19,6 +19,8 @@ from ostraka.v1 import passage_pb2, shard_pb2
 from services.quorum.gtid import GtidSet
 from services.quorum.rows import HeadRow, PassageRow
 from services.runtime.conditions import Condition
+from services.shard import schema
+from services.shard.damage import DamagedRowError, RowName
 from services.shard.filtering import Filters
 from services.shard.readers import Readers
 from services.shard.rows_reader import RowsReader
@@ -86,11 +88,16 @@ def _filtered(reader: RowsReader, view: View, filters: Filters, task: ListTask, 
 
 
 def _heads(reader: RowsReader, after: str) -> Iterator[str]:
-    """Every live document behind `after`."""
-    sql = "SELECT document FROM heads WHERE document > ? AND n > 0 ORDER BY document LIMIT ?"
+    """Every live document behind `after`. Raises DamagedRowError for a tombstone that may be none."""
+    sql = "SELECT document, hlc, src, n, sum FROM heads WHERE document > ? ORDER BY document LIMIT ?"
     while found := reader.database.rows(sql, (after, DOCUMENTS_PER_READ)):
-        for row in found:
-            yield row[0]
+        for document_id, hlc, source, passages, checksum in found:
+            if passages:
+                yield document_id  # whoever reads the document checks its head
+            else:
+                head = HeadRow(document_id, 0, schema.version_of(hlc, source))
+                if schema.head_sum(head) != checksum:
+                    raise DamagedRowError([RowName(document_id, -1, head.version)])
         after = found[-1][0]
 
 

@@ -395,6 +395,18 @@ def test_pages_are_cut_by_bytes_and_walked_when_many_match(replica: Replica, mon
     assert replica.listed(wanted, 1) == names
 
 
+def test_a_document_that_turns_into_a_tombstone_by_damage_is_reported(replica: Replica) -> None:
+    replica.put("a", [{"year": 1}])
+    replica.put("b", [{"year": 1}])
+    replica.put("c", [])
+    assert replica.listed(None, 10) == ["a", "b"]
+    database = Database(replica.directory / DATABASE_FILE, writable=True)
+    database.rows("UPDATE heads SET n = 0 WHERE document = 'b'")
+    database.close()
+    with pytest.raises(DamagedRowError, match="b"):
+        replica.listed(None, 10)
+
+
 def test_a_damaged_row_on_a_page_is_not_listed_but_reported(replica: Replica) -> None:
     replica.put("a", [{"year": 1}])
     database = Database(replica.directory / DATABASE_FILE, writable=True)
