@@ -53,6 +53,7 @@ def bad_requests(collection: str, dim: int) -> Iterator[BadRequest]:
     """Every kind of request that the contract forbids, for a collection of `dim` dimensions that declares
     `METADATA_TOML` of the tests' mesh."""
     yield from _bad_searches(collection, dim)
+    yield from _bad_modes(collection, dim)
     yield from _bad_asks(collection)
     yield from _bad_upserts(collection, dim)
     yield from _bad_ids(collection)
@@ -102,6 +103,35 @@ def _bad_searches(collection: str, dim: int) -> Iterator[BadRequest]:
     yield BadRequest("search: unknown collection", unknown, NOT_FOUND, "collection", "nowhere")
     unnamed = router_pb2.SearchRequest(queries=[query])
     yield BadRequest("search: no collection", unnamed, NOT_FOUND, "collection")
+
+
+def _bad_modes(collection: str, dim: int) -> Iterator[BadRequest]:
+    text = router_pb2.Query(text="words")
+    near = router_pb2.Query(vector=vector([1.0] + [0.0] * (dim - 1)))
+    dense, lexical = passage_pb2.SEARCH_MODE_DENSE, passage_pb2.SEARCH_MODE_LEXICAL
+    hybrid, staged = passage_pb2.SEARCH_MODE_HYBRID, passage_pb2.SEARCH_MODE_TWO_STAGE
+    fusion = passage_pb2.Fusion
+    requests: dict[str, tuple[passage_pb2.SearchMode.ValueType, router_pb2.Query, passage_pb2.Fusion | None, str]] = {
+        "hybrid: a vector without words": (hybrid, near, None, "queries[0].lexical_text"),
+        "two-stage: a vector without words": (staged, near, None, "queries[0].lexical_text"),
+        "lexical: a vector": (lexical, near, None, "queries[0].vector"),
+        "dense: fusion": (dense, text, fusion(), "fusion"),
+        "lexical: fusion": (lexical, text, fusion(depth=20), "fusion"),
+        "hybrid: negative weight": (hybrid, text, fusion(lexical_weight=-1), "fusion.lexical_weight"),
+        "hybrid: NaN weight": (hybrid, text, fusion(dense_weight=math.nan), "fusion.dense_weight"),
+        "hybrid: weights of 0": (hybrid, text, fusion(dense_weight=0, lexical_weight=0), "fusion.dense_weight"),
+        "hybrid: rank constant 0": (hybrid, text, fusion(rank_constant=0), "fusion.rank_constant"),
+        "hybrid: depth below k": (hybrid, text, fusion(depth=9), "fusion.depth"),
+        "hybrid: depth beyond the limit": (hybrid, text, fusion(depth=100_000), "fusion.depth"),
+        "two-stage: a weight": (staged, text, fusion(dense_weight=1), "fusion.dense_weight"),
+    }
+    for name, (mode, query, given, field) in requests.items():
+        request = router_pb2.SearchRequest(collection=collection, queries=[query], mode=mode, fusion=given)
+        yield BadRequest(name, request, INVALID, field)
+    many = router_pb2.SearchRequest(collection=collection, queries=[text] * 200, mode=hybrid)
+    yield BadRequest("hybrid: too many candidates", many, INVALID, "fusion.depth", "at once")
+    asked = router_pb2.AskRequest(collection=collection, question="words", fusion=fusion())
+    yield BadRequest("ask: fusion without a mode for it", asked, INVALID, "fusion", "DENSE")
 
 
 def _bad_asks(collection: str) -> Iterator[BadRequest]:
