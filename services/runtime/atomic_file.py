@@ -21,6 +21,14 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
     sync_directory(path.parent)
 
 
+def make_directory(path: Path) -> None:
+    """Create a directory and its missing parents, durably; one that is there keeps what it holds. Raises OSError."""
+    if not path.parent.is_dir():
+        make_directory(path.parent)
+    path.mkdir(exist_ok=True)
+    sync_directory(path.parent)
+
+
 def sync_directory(path: Path) -> None:
     """Make the directory's entries durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

@@ -109,7 +109,7 @@ def verify(store: ObjectStore, key: str, sha256: str, size: int) -> None:
 
 
 def fetch(store: ObjectStore, key: str, path: Path, sha256: str, size: int) -> None:
-    """Download to a new file, fsynced. On any error there is no file.
+    """Download to a new file, which is not synced: whoever keeps it syncs it. On any error there is no file.
 
     Raises ObjectMissingError, ObjectDamagedError, ObjectStoreError, OSError.
     """
@@ -117,8 +117,6 @@ def fetch(store: ObjectStore, key: str, path: Path, sha256: str, size: int) -> N
         with path.open("xb") as file:
             for piece in _verified(store, key, sha256, size):
                 file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
     except BaseException:
         path.unlink(missing_ok=True)
         raise
