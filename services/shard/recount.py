@@ -15,11 +15,9 @@ from numpy.typing import NDArray
 from services.quorum.gtid import Gtid, GtidSet
 from services.shard import live_bits, schema
 from services.shard.damage import RowName
-from services.shard.rows_reader import RowsReader
+from services.shard.rows_reader import OPS_PER_STEP, RowsReader
 from services.shard.store import Database
 from services.shard.view import DIGEST_MODULUS
-
-OPS_PER_STEP = 4_096
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +95,7 @@ def sign_ops(reader: RowsReader) -> None:
     after = (-(1 << 63), -(1 << 63))
     while True:
         rows = reader.database.rows(
-            "SELECT src, seq, hlc, version_src, documents, content, sum FROM ops WHERE (src, seq) > (?, ?)"
+            "SELECT src, seq, hlc, version_src, documents, content FROM ops WHERE (src, seq) > (?, ?)"
             " ORDER BY src, seq LIMIT ?",
             (*after, OPS_PER_STEP),
         )

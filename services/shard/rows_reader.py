@@ -18,6 +18,7 @@ from services.shard.replica_state import read_state
 from services.shard.store import Database, Row, StoreError
 
 RIDS_PER_STATEMENT = 2_048
+OPS_PER_STEP = 4_096
 _ROWS_BETWEEN = "SELECT rid, document, ordinal, hlc, src, vec, payload, sum FROM passages WHERE rid BETWEEN ? AND ?"
 _ROWS_LISTED = (
     "SELECT rid, document, ordinal, hlc, src, vec, payload, sum FROM passages"
@@ -121,10 +122,21 @@ class RowsReader:
         wanted = (schema.to_sql(version.hlc), schema.to_sql(version.source))
         return self.database.first("SELECT 1 FROM ops WHERE hlc = ? AND version_src = ?", wanted) is not None
 
+    def ops_after(self, gtid: Gtid | None, limit: int) -> list[Op | Gtid]:
+        """The next operations by gtid, or what stands as the gtid of one that fails its checksum. Raises StoreError."""
+        if gtid is None:
+            rows = self.database.rows(f"{_OPS} ORDER BY src, seq LIMIT ?", (limit,))
+        else:
+            after = (schema.to_sql(gtid.source), schema.to_sql(gtid.seq))
+            rows = self.database.rows(f"{_OPS} WHERE (src, seq) > (?, ?) ORDER BY src, seq LIMIT ?", (*after, limit))
+        return [_op(row) or Gtid(schema.from_sql(row[0]), schema.from_sql(row[1])) for row in rows]
+
     def ops(self) -> Iterator[Op | Gtid]:
-        """Every operation by gtid, or what stands as the gtid of one that fails its checksum. Raises StoreError."""
-        for row in self.database.each(f"{_OPS} ORDER BY src, seq"):
-            yield _op(row) or Gtid(schema.from_sql(row[0]), schema.from_sql(row[1]))
+        """All of them, in steps. Raises StoreError."""
+        after: Gtid | None = None
+        while found := self.ops_after(after, OPS_PER_STEP):
+            yield from found
+            after = found[-1].gtid if isinstance(found[-1], Op) else found[-1]
 
     def applied(self) -> tuple[GtidSet, int]:
         """The applied set and the highest hybrid logical clock. Raises StoreError, also when they fail their

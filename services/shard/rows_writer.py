@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from services.quorum.clock import Version
 from services.quorum.gtid import Gtid, GtidSet
 from services.quorum.rows import HeadRow, Op, PassageRow, WriteBatch
 from services.shard import chunk_check, duplicates, live_bits, recount, schema
@@ -136,7 +137,7 @@ class RowsWriter(RowsReader):
         """Replace the document's head, which the caller knows to be older or absent. Raises StoreError."""
         old = self._stored_head(head.document_id)
         lost = head.document_id in self._lost_heads
-        version = (schema.to_sql(head.version.hlc), schema.to_sql(head.version.source))
+        version = _stored(head.version)
         self.database.rows(
             "INSERT OR REPLACE INTO heads (document, hlc, src, n, sum) VALUES (?, ?, ?, ?, ?)",
             (head.document_id, *version, head.passages, schema.head_sum(head)),
@@ -147,14 +148,14 @@ class RowsWriter(RowsReader):
             self._recount = True
         else:
             self._count(old, head)
+        old_version, old_count = (None, 0) if old is None else (_stored(old.version), old.passages)
         superseded: list[int] = []
         for rid, ordinal, hlc, source, since_ms in self.database.rows(
             "SELECT rid, ordinal, hlc, src, superseded_ms FROM passages WHERE document = ?", (head.document_id,)
         ):
-            name = (ordinal, (hlc, source))
             # What a damaged head declared is no longer known, but which rows lived by it is.
-            was = self._bits.is_live(rid) if lost else old is not None and _is_live(name, old)
-            now = _is_live(name, head)
+            was = self._bits.is_live(rid) if lost else (hlc, source) == old_version and ordinal < old_count
+            now = (hlc, source) == version and ordinal < head.passages
             if was and not now:
                 self._dies(rid)
             elif now and not was:
@@ -176,14 +177,13 @@ class RowsWriter(RowsReader):
             self._metadata.add(self.database, rid, row.document_id, row.payload)
             self._inserted[rid] = row
             head = self._stored_head(row.document_id)
-            version = (schema.to_sql(row.version.hlc), schema.to_sql(row.version.source))
-            if head is not None and _is_live((row.ordinal, version), head):
+            if head is not None and head.version == row.version and row.ordinal < head.passages:
                 self._born[rid] = row
 
     def put_op(self, op: Op) -> None:
         """Remember what a batch wrote. Raises StoreError."""
         gtid = (schema.to_sql(op.gtid.source), schema.to_sql(op.gtid.seq))
-        version = (schema.to_sql(op.version.hlc), schema.to_sql(op.version.source))
+        version = _stored(op.version)
         row = (*gtid, *version, schema.documents_to_sql(op.document_ids), op.content, schema.op_sum(op))
         self.database.rows(f"INSERT OR IGNORE {_INTO_OPS}", row)
         if not self.database.changed() and self.op(op.gtid) is None:
@@ -283,7 +283,7 @@ class RowsWriter(RowsReader):
     def _insert(self, row: PassageRow) -> int | None:
         """The rid of a row that was added or took another's place; None when what is there stays."""
         checksum = schema.passage_sum(row.document_id, row.ordinal, row.version, row.vector, row.payload)
-        key = (row.document_id, row.ordinal, schema.to_sql(row.version.hlc), schema.to_sql(row.version.source))
+        key = (row.document_id, row.ordinal, *_stored(row.version))
         insert = (
             "INSERT OR IGNORE INTO passages (document, ordinal, hlc, src, vec, payload, sum)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)"
@@ -360,7 +360,5 @@ def _sum_of(row: PassageRow) -> bytes:
     return schema.passage_sum(row.document_id, row.ordinal, row.version, row.vector, row.payload)
 
 
-def _is_live(name: tuple[int, tuple[int, int]], head: HeadRow) -> bool:
-    """Whether (ordinal, stored version) belongs to what `head` declares."""
-    ordinal, version = name
-    return version == (schema.to_sql(head.version.hlc), schema.to_sql(head.version.source)) and ordinal < head.passages
+def _stored(version: Version) -> tuple[int, int]:
+    return schema.to_sql(version.hlc), schema.to_sql(version.source)

@@ -43,7 +43,9 @@ class Upkeep:
         """Stop after the step under way; returns when the thread has ended."""
         self._stop.set()
         self._wake.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self.scrub.close()
 
     def _run(self) -> None:
         tick = 0
