@@ -190,6 +190,32 @@ async def test_what_changed_is_fetched_again_and_what_did_not_is_only_confirmed(
     assert heard[key].vocabulary.tokens == 4
 
 
+async def test_statistics_of_a_node_that_went_away_stay_in_use_and_grow_old(tmp_path: Path) -> None:
+    config = two_shards(tmp_path)
+    one, two = await ShardNode(config, "n1").start(), await ShardNode(config, "n2").start()
+    stopped = False
+    try:
+        await write(one, 1, {"a": ["mesh quorum"]}, shard_of(one))
+        await write(two, 1, {f"b{n}": ["mesh"] for n in range(5)}, shard_of(two))
+        gossip(one, two)
+        key = (COLLECTION, shard_of(two))
+        heard = one.node.statistics.heard
+        await eventually(lambda: key in heard)
+        before = await leg(one, asked("mesh", shard=shard_of(one)))
+        await two.stop()
+        stopped = True
+        old = heard[key]
+        await eventually(lambda: one.node.statistics.heard_age_ms(key) > 100)
+        after = await leg(one, asked("mesh", shard=shard_of(one)))
+        assert heard[key] is old
+        assert after.results == before.results
+        assert after.statistics_age_ms > 100
+    finally:
+        await one.stop()
+        if not stopped:
+            await two.stop()
+
+
 async def test_a_replica_of_the_other_shard_on_the_same_node_is_looked_into_directly(tmp_path: Path) -> None:
     raw = {
         "mesh": {"drain_s": 1.0},
