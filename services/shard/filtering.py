@@ -119,7 +119,7 @@ class Filters:
         Raises MetadataUnavailableError, DamagedRowError, StoreError.
         """
         generation = self.cache.generation
-        segments = [self.cache.get((part.segment.name, condition)) for part in view.parts]
+        segments = [self.cache.get((_name(part), condition)) for part in view.parts]
         unknown = [number for number, seen in enumerate(segments) if seen is None]
         groups = [view.parts[number].segment.rids for number in unknown]
         known_mask, new = _carried(self.cache.get((_DELTA, condition)), view.delta.rids)
@@ -128,7 +128,7 @@ class Filters:
         masks = self._masks(reader, condition, groups if few else [*groups, fresh])
         for number, mask in zip(unknown, masks, strict=False):
             seen = segments[number] = _Seen(_NO_RIDS, bits.from_mask(mask))
-            self.cache.put((view.parts[number].segment.name, condition), seen, generation)
+            self.cache.put((_name(view.parts[number]), condition), seen, generation)
         if len(fresh):
             known_mask[new] = self._read(reader, condition, fresh) if few else masks[-1]
             delta_seen = _Seen(view.delta.rids.copy(), bits.from_mask(known_mask))
@@ -202,9 +202,14 @@ def _carried(seen: _Seen | None, rids: Rids) -> tuple[Mask, NDArray[np.int64]]:
     return mask, np.flatnonzero(~held).astype(np.int64)
 
 
+def _name(part: Part) -> str:
+    """Stands for the segment's rows and their positions."""
+    return f"{part.segment.name} {part.segment.rows}"
+
+
 def _restricted(part: Part, bitmap: NDArray[np.uint8]) -> Part:
     alive = part.alive & bitmap
-    return replace(part, alive=alive, live=bits.count(alive))
+    return Part(part.segment, alive, bits.count(alive))
 
 
 def _restricted_delta(delta: Delta, bitmap: NDArray[np.uint8]) -> Delta:
