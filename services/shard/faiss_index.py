@@ -70,6 +70,12 @@ class InvertedFile:
         """The factory string, as named in provenance."""
         return f"IVF{self.lists},PQ{int(self._index.pq.M)}x4fs"
 
+    def list_imbalance(self) -> float:
+        """Mean squared list length / squared mean list length: 1 is even; 0 without rows."""
+        lists = self._index.invlists
+        lengths = np.array([lists.list_size(number) for number in range(self.lists)], dtype=np.float64)
+        return float(np.square(lengths).mean() / lengths.mean() ** 2) if lengths.any() else 0.0
+
     def codec(self) -> bytes:
         """The trained index without rows. Equal training samples give equal bytes."""
         empty = faiss.clone_index(self._index)

@@ -70,6 +70,7 @@ def _add_view(state: shard_pb2.ReplicaState, view: View) -> None:
             bytes=part.segment.bytes_on_disk(),
             codec=part.segment.manifest.codec,
             recall=part.segment.manifest.recall,
+            list_imbalance=part.segment.index.list_imbalance(),
         )
 
 
