@@ -69,12 +69,8 @@ class Scrub:
 
     def step(self) -> bool:
         """Do the next piece if one is due; whether it was. A piece is some tenths of a second at most, SQLite's own
-        check of its pages apart. Also drops parts of the view that searches found damaged.
-
-        Raises StoreError, OSError; the check then begins anew.
+        check of its pages apart. Raises StoreError, OSError; the check then begins anew.
         """
-        for name in self._engine.ledger.parts:
-            mending.discard_part(self._engine, name)
         if self._pieces is None:
             if not self._due():
                 return False
@@ -97,6 +93,12 @@ class Scrub:
         except BaseException:
             self._pieces = None
             raise
+
+    def discard_damaged(self) -> None:
+        """Drop the parts of the view that searches or a check found damaged, before anything is built from them.
+        Raises StoreError."""
+        for name in self._engine.ledger.parts:
+            mending.discard_part(self._engine, name)
 
     def close(self) -> None:
         """Let go of what a check that is not complete holds open."""
@@ -227,8 +229,7 @@ class Scrub:
                     self._engine.ledger.add_part(part.segment.name, problem)
                     break
                 yield
-            if part.segment.name in self._engine.ledger.parts:
-                mending.discard_part(self._engine, part.segment.name)
+            self.discard_damaged()
 
     def _pages(self) -> Iterator[None]:
         """SQLite's own structure, which no checksum of ours covers."""

@@ -67,6 +67,7 @@ class Upkeep:
         try:
             if self._engine.read_only:
                 self._engine.probe().result()
+            self.scrub.discard_damaged()
             self._seal()
             number = self._engine.view.number
             if number != self._checkpointed and self._engine.log_bytes() > LOG_BYTES_CHECKPOINT:

@@ -198,7 +198,7 @@ def test_a_search_serves_no_score_of_a_flipped_vector(pair: Pair) -> None:
     with pytest.raises(PartDamagedError, match=part.segment.name):
         search.run(pair.mine.engine.view, pair.mine.engine.readers, task)
     pair.mine.engine.ledger.add_part(part.segment.name, "as the service notes it")
-    pair.scrub.step()
+    pair.scrub.discard_damaged()
     assert pair.mine.engine.view.parts == ()
     assert pair.results() == pair.before
 
