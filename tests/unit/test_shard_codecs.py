@@ -142,7 +142,7 @@ def test_a_crash_between_the_two_writes_leaves_a_sound_store(
     assert {path.name for path in tmp_path.iterdir()} == {"record.json", f"{record.sha256}.faiss"}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     offers=st.lists(st.tuples(st.integers(1, 4), st.integers(0, 5)), min_size=1, max_size=10),
     orders=st.lists(st.randoms(use_true_random=False), min_size=2, max_size=3),
