@@ -17,7 +17,16 @@ from ostraka.v1 import shard_pb2
 from services.runtime.clock import SYSTEM_CLOCK
 from services.shard.introspection import Introspection
 from services.shard.measures import Measures
-from tests.integration.shard_nodes import COLLECTION, ShardNode, nodes_config, now, search_request, write_request
+from tests.integration.shard_nodes import (
+    COLLECTION,
+    ShardNode,
+    eventually,
+    gossip,
+    nodes_config,
+    now,
+    search_request,
+    write_request,
+)
 from tests.unit.shard_rows import batch
 
 TIMEOUT_S = 10.0
@@ -127,6 +136,48 @@ async def test_a_scrape_tells_what_the_status_tells(node: ShardNode, port: int) 
     writes = {labels["status"]: value for labels, value in found["ostraka_shard_writes_total"]}
     assert writes["ok"] == 1
     assert "ostraka_replica_rows" not in await asyncio.to_thread(scrape, port)
+
+
+async def test_a_sealed_segment_and_its_codec_are_told(tmp_path: Path) -> None:
+    config = nodes_config(
+        tmp_path, 1, batch_rows_max=1_024, batch_bytes_max=1 << 20,
+        train_rows_min=600, delta_rows_flush=300, codec_exchange_ms=60,
+    )  # fmt: skip
+    node = await ShardNode(config, "n1").start()
+    gossip(node)
+    try:
+        entries = [batch(number, [(f"d{number}", 100)]) for number in range(1, 8)]
+        for entry in entries:
+            assert (await node.stub.Write(write_request(entry, now(entry)), timeout=TIMEOUT_S)).status
+        engine, codecs = node.replica.engine, node.node.codecs.stores[COLLECTION]
+        assert engine is not None
+        await eventually(lambda: bool(engine.view.parts) and codecs.record() is not None)
+        last = batch(8, [("late", 300 - 1)])
+        await node.stub.Write(write_request(last, now(last)), timeout=TIMEOUT_S)
+        for entry in entries:
+            await node.stub.Search(search_request(entry), timeout=TIMEOUT_S)
+        thread = introspection_of(node)
+        thread.start()
+        await asyncio.to_thread(thread.stop)
+        for _ in entries:
+            await asyncio.to_thread(introspection_of(node).round)
+        state = await status(node)
+    finally:
+        await node.stop()
+    record = codecs.record()
+    assert record is not None
+    assert state.health.codec.generation == record.generation
+    assert state.health.canary_queries == len(entries)
+    assert state.health.recall_canary >= 0.9
+    assert state.segments
+    assert all(segment.list_imbalance >= 1.0 for segment in state.segments if "IVF" in segment.index_kind)
+    assert all(0 < segment.recall <= 1 for segment in state.segments)
+    parts = {part.part: part.bytes for part in state.memory}
+    assert parts["segment files"] > 0
+    assert parts["alive"] > 0
+    if state.delta_rows >= 256:  # else the background has sealed the newest rows already
+        assert state.health.quantization_error > 0
+        assert state.health.quantization_error_basis == record.error_basis
 
 
 async def test_a_defect_in_measuring_ends_nothing(node: ShardNode, monkeypatch: pytest.MonkeyPatch) -> None:
