@@ -112,4 +112,5 @@ def _add_health(health: shard_pb2.IndexHealth, replica: HostedReplica, engine: E
             health.codec.CopyFrom(record_to_wire(record))
     health.damage_found = engine.ledger.found
     if replica.upkeep is not None:
+        health.builds, health.building = replica.upkeep.builds, replica.upkeep.building
         health.scrubbed_age_ms = replica.upkeep.scrub.reading().age_ms or 0

@@ -29,6 +29,10 @@ class Upkeep:
         self._backoff = 0
         self._checkpointed = -1
         self.scrub = Scrub(engine)
+        self.builds = 0
+        """Segments built since the start."""
+        self.building = ""
+        """What is being built now, in words."""
         self._thread = threading.Thread(target=self._run, name=f"upkeep-{engine.replica_id[:8]}", daemon=True)
 
     def start(self) -> None:
@@ -89,12 +93,16 @@ class Upkeep:
             sealing_due = sealing.due(self._engine.view, self._engine.config)
             if sealing_due is None:
                 return
+            self.building = f"{len(sealing_due.rids)} rows in place of {len(sealing_due.replaced)} segments"
             try:
                 sealing.build_and_publish(self._engine, sealing_due)
+                self.builds += 1
             except DamagedRowError as error:
                 self._engine.note_damage(error.names)
                 self._backoff = BACKOFF_TICKS
                 return
+            finally:
+                self.building = ""
 
     def _purge(self) -> None:
         try:

@@ -167,6 +167,7 @@ async def test_a_sealed_segment_and_its_codec_are_told(tmp_path: Path) -> None:
     record = codecs.record()
     assert record is not None
     assert state.health.codec.generation == record.generation
+    assert state.health.builds >= 1
     assert state.health.canary_queries == len(entries)
     assert state.health.recall_canary >= 0.9
     assert state.segments
