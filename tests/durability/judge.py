@@ -51,7 +51,7 @@ def _rows(engine: Engine, known: Known) -> list[str]:
     with engine.readers.lend() as reader:
         stored = _stored(reader)
         published = reader.segments().keys()
-    if stored != _written(known, expected):
+    if stored != written(known, expected):
         found.append("heads or passages are not those of the applied batches")
     if view.rows_live != len(names) or view.documents_live != len(expected):
         found.append(f"{view.rows_live} rows, {view.documents_live} documents live, not {len(names)}, {len(expected)}")
@@ -68,7 +68,7 @@ def _stored(reader: RowsReader) -> dict[str, tuple[HeadRow, list[PassageRow]]]:
     return {head.document_id: (head, reader.live_passages(head.document_id)) for head in heads}
 
 
-def _written(known: Known, expected: dict[str, tuple[int, int]]) -> dict[str, tuple[HeadRow, list[PassageRow]]]:
+def written(known: Known, expected: dict[str, tuple[int, int]]) -> dict[str, tuple[HeadRow, list[PassageRow]]]:
     by_seq = {entry.gtid.seq: entry for entry in known.issued}
     return {
         document_id: (
@@ -83,7 +83,7 @@ def _searches(engine: Engine, known: Known, expected: dict[str, tuple[int, int]]
     """An exact search for more than there is finds everything; each of some rows is its own nearest one."""
     if not names:
         return []
-    rows = [row for _, passages in _written(known, expected).values() for row in passages]
+    rows = [row for _, passages in written(known, expected).values() for row in passages]
     asked = rows[:: max(1, len(rows) // NEAREST_ASKED)]
     queries = np.stack([np.frombuffer(row.vector, dtype="<f2").astype(np.float32) for row in asked])
     found = []
