@@ -106,9 +106,10 @@ def typed(value: passage_pb2.MetadataValue, kind: MetadataKind) -> Value | None:
 def values_of(passage: passage_pb2.Passage, document_id: str, declared: Mapping[str, MetadataKind]) -> dict[str, Value]:
     """What a passage can be filtered by: its built-in fields, and declared ones of the declared type."""
     found: dict[str, Value] = {"document_id": document_id, "source": passage.source}
-    for name, stored in passage.metadata.items():
+    metadata = passage.metadata
+    for name in metadata:  # the keys are cheap, each value is a message
         kind = declared.get(name)
-        value = None if kind is None else typed(stored, kind)
+        value = None if kind is None else typed(metadata[name], kind)
         if value is not None:
             found[name] = value
     return found

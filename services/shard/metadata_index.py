@@ -81,8 +81,7 @@ class MetadataIndex:
     def add(self, database: Database, rid: int, document_id: str, payload: bytes) -> None:
         """Index one passage, in the caller's transaction. Raises StoreError."""
         if not self.problem:
-            for entry in self._entries(rid, document_id, payload):
-                database.rows(_INSERT, entry)
+            database.many(_INSERT, list(self._entries(rid, document_id, payload)))
 
     def remove(self, database: Database, rows: Iterable[Stored]) -> None:
         """Forget passages that are deleted in the caller's transaction. Raises StoreError."""

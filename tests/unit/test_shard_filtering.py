@@ -249,6 +249,48 @@ def sealed(directory: Path, documents: int = 400) -> Replica:
     return replica
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_filters_hold_through_seals_and_merges(tmp_path: Path, seed: int) -> None:
+    print(f"seed {seed}")
+    rng = np.random.default_rng(seed)
+    replica = Replica(tmp_path, delta_rows_flush=40, train_rows_min=400)
+
+    def metadata() -> dict[str, Scalar]:
+        row: dict[str, Scalar] = {"year": int(rng.integers(0, 50)), "lang": LANGS[rng.integers(len(LANGS))]}
+        return {**row, "draft": bool(rng.integers(2))} if rng.random() < 0.5 else row
+
+    def asked() -> passage_pb2.Filter:
+        low, width = int(rng.integers(0, 50)), int(rng.choice([0, 1, 10, 50]))
+        parts = [between(low, low + width), equals("lang", LANGS[rng.integers(len(LANGS))]), equals("draft", True)]
+        chosen = [parts[n] for n in rng.choice(3, int(rng.integers(1, 4)), replace=False)]
+        if rng.random() < 0.5:
+            chosen[0] = passage_pb2.Filter(negation=chosen[0])
+        joined = passage_pb2.FilterList(filters=chosen)
+        return passage_pb2.Filter(**{str(rng.choice(["all_of", "any_of"])): joined})  # type: ignore[arg-type]
+
+    try:
+        upkeep = Upkeep(replica.engine)
+        kept = [asked() for _ in range(4)]
+        shapes = set()
+        for n in range(420):
+            target = int(rng.integers(n)) if n and rng.random() < 0.2 else n
+            replica.put(f"d{target}", [metadata() for _ in range(int(rng.integers(0, 4)))])
+            if n % 10 == 9:
+                upkeep.step(1)
+                shapes.add(tuple(part.segment.name for part in replica.engine.view.parts))
+            if n % 30 == 29:
+                for wanted in (*kept, asked()):
+                    expected = replica.naive(wanted)
+                    for exact in (True, False):
+                        found, matching = replica.found(wanted, 20, exact=exact)
+                        assert matching == len(expected)
+                        assert len(found) == len(set(found)) == min(20, len(expected))
+                        assert set(found) <= expected
+        assert len(shapes) >= 4, "segments were sealed and merged meanwhile"
+    finally:
+        replica.engine.close()
+
+
 def between(low: int, high: int) -> passage_pb2.Filter:
     return passage_pb2.Filter(range=passage_pb2.Range(field="year", at_least=value(low), at_most=value(high)))
 
