@@ -13,16 +13,20 @@ NONE = "-"
 
 
 def print_health(mesh: MeshStatus) -> None:
-    """Both tables; nothing without a reachable replica."""
+    """All tables; nothing without a reachable replica."""
     replicas = sorted(_replicas(mesh), key=lambda pair: (pair[1].collection, pair[1].shard, pair[0]))
     if not replicas:
         return
     print_table(
-        "Index health",
-        ("collection", "shard", "node", "rows", "dead", "delta", "segments", "index", "codec", "recall", "imbalance",
-         "drift", "words' age", "scrubbed", "damage", "builds", "building"),
+        "Index",
+        ("collection", "shard", "node", "rows", "dead", "delta", "segments", "kinds", "codec", "builds", "building"),
+        [index_row(node, replica) for node, replica in replicas],
+    )
+    print_table(
+        "Health",
+        ("collection", "shard", "node", "recall", "imbalance", "drift", "words' age", "scrubbed", "damage"),
         [health_row(node, replica) for node, replica in replicas],
-    )  # fmt: skip
+    )
     parts = list(dict.fromkeys(part.part for _, replica in replicas for part in replica.memory))
     if parts:
         mapped = {part.part for _, replica in replicas for part in replica.memory if part.mapped}
@@ -30,12 +34,12 @@ def print_health(mesh: MeshStatus) -> None:
         print_table(
             "Memory in MiB", ("collection", "shard", "node", *columns), [memory_row(n, r, parts) for n, r in replicas]
         )
-    nodes = [(node.node, round(node.resident_bytes / MIB, 1)) for node in mesh.nodes if node.reachable]
-    print_table("Resident memory in MiB", ("node", "resident"), nodes)
+    nodes = [(node.node, f"{node.resident_bytes / MIB:.1f}") for node in mesh.nodes if node.reachable]
+    print_table("Resident memory", ("node", "MiB"), nodes)
 
 
-def health_row(node: str, replica: ReplicaState) -> tuple[object, ...]:
-    """One replica's line."""
+def index_row(node: str, replica: ReplicaState) -> tuple[object, ...]:
+    """What one replica's index consists of."""
     health = replica.health
     kinds = dict.fromkeys(segment.index_kind for segment in replica.segments)
     return (
@@ -47,15 +51,25 @@ def health_row(node: str, replica: ReplicaState) -> tuple[object, ...]:
         replica.delta_rows,
         len(replica.segments),
         ", ".join(kinds) or NONE,
-        f"{health.codec_generation}" if health.codec_generation else NONE,
-        f"{health.recall_canary:.3f} of {health.canary_queries}" if health.canary_queries else NONE,
+        f"generation {health.codec_generation}" if health.codec_generation else NONE,
+        health.builds,
+        health.building or NONE,
+    )
+
+
+def health_row(node: str, replica: ReplicaState) -> tuple[object, ...]:
+    """What one replica measured of itself."""
+    health = replica.health
+    return (
+        replica.collection,
+        replica.shard,
+        node,
+        f"{health.recall_canary:.3f} over {health.canary_queries}" if health.canary_queries else NONE,
         _figure(max((segment.list_imbalance for segment in replica.segments), default=0.0)),
         _figure(health.drift),
         age(replica.lexical_statistics_age_ms),
         age(health.scrubbed_age_ms),
         health.damage_found,
-        health.builds,
-        health.building or NONE,
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from ostraka.cli import output
-from ostraka.cli.health_tables import age, health_row, print_health
+from ostraka.cli.health_tables import age, health_row, index_row, print_health
 from ostraka.cli.output import to_json
 from ostraka.mesh_status import MeshStatus, ReplicaState
 from ostraka.v1 import router_pb2, shard_pb2
@@ -66,23 +66,26 @@ MEASURED = replica(
 )
 
 
-def test_a_row_holds_what_was_measured() -> None:
-    row = health_row("n1", ReplicaState.from_proto(MEASURED))
-    assert row[:8] == ("docs", 1, "n1", 900, 100, 40, 2, "IVF64,PQ8x4fs, Flat")
-    assert row[8:] == ("3", "0.993 of 48", "1.25", "1.50", "1.5 min", "2.0 h", 2, 5, "merge of 2")
+def test_rows_hold_what_was_measured() -> None:
+    state = ReplicaState.from_proto(MEASURED)
+    assert index_row("n1", state) == (
+        *("docs", 1, "n1", 900, 100, 40, 2, "IVF64,PQ8x4fs, Flat", "generation 3", 5, "merge of 2"),
+    )
+    assert health_row("n1", state) == ("docs", 1, "n1", "0.993 over 48", "1.25", "1.50", "1.5 min", "2.0 h", 2)
 
 
 def test_what_was_not_measured_is_not_a_zero() -> None:
-    row = health_row("n1", ReplicaState.from_proto(replica()))
-    assert row[8:] == ("-", "-", "1.25", "-", "1.5 min", "-", 0, 0, "-")
+    state = ReplicaState.from_proto(replica())
+    assert index_row("n1", state)[8:] == ("-", 0, "-")
+    assert health_row("n1", state)[3:] == ("-", "1.25", "-", "1.5 min", "-", 0)
 
 
 def test_tables_show_parts_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     written = StringIO()
-    monkeypatch.setattr(output, "CONSOLE", Console(file=written, width=200))
+    monkeypatch.setattr(output, "CONSOLE", Console(file=written, width=160))
     print_health(mesh(MEASURED))
     text = written.getvalue()
-    assert "0.993 of 48" in text
+    assert "0.993 over 48" in text
     assert "segment files (mapped)" in text
     assert "123.0" in text
     print_health(mesh())
