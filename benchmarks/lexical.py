@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import bm25s
@@ -200,7 +200,8 @@ def measure(
     (part,) = shards[0]
     dead = with_dead(part, 0.2)
 
-    def ask(text: str, own: LexicalPart) -> object:
+    def ask(text: str, kept: LexicalPart) -> object:
+        own = replace(kept)  # as a request makes it, without the mask of the one before
         query = LEXICAL.analyzer.query(text)
         corpus = statistics.corpus([own], query.terms)
         for other in shards[1:]:
