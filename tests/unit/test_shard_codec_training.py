@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from services.shard import codec_training
+from services.shard import codec_training, faiss_index
 from services.shard.codec_sources import SampleError
 from services.shard.codec_training import FIT_EVERY_ROUNDS, CodecTraining, Subject
-from services.shard.codecs import CodecRecord, CodecStore
-from services.shard.node_codecs import index_family
+from services.shard.codecs import CodecRecord, CodecStore, family
 from tests.unit.shard_rows import DIM, FixedClock
 
 ROWS_MIN = 500
 ORDER = ("n1", "n2")
+KIND = family(f"IVF1,PQ{faiss_index.subquantizers(DIM)}x4fs")
 BLANK = CodecRecord(generation=7, sha256="", factory="", trained_rows=700, basis_rows=700)
 
 
@@ -57,7 +57,7 @@ def near(rows: int) -> NDArray[np.float32]:
 
 
 def subject_of(directory: Path, rows: Rows) -> Subject:
-    store = CodecStore(directory, "docs", index_family(DIM), DIM)
+    store = CodecStore(directory, "docs", KIND, DIM)
     return Subject(rows, store, ORDER)  # type: ignore[arg-type] # it is asked for no more than this
 
 
