@@ -23,7 +23,7 @@ from services.runtime.conditions import AllOf, AnyOf, Condition, Not, meets, val
 from services.runtime.config import MetadataKind
 from services.shard import alive as bits
 from services.shard.delta import Delta
-from services.shard.metadata_index import MetadataIndex, MetadataUnavailableError, Span
+from services.shard.metadata_index import MetadataDamagedError, MetadataIndex, MetadataUnavailableError, Span
 from services.shard.rows_reader import RowsReader
 from services.shard.view import Part, View
 
@@ -34,14 +34,6 @@ ROWS_READ_MAX: Final = 256
 ENTRY_OVERHEAD_BYTES: Final = 512
 Mask: TypeAlias = NDArray[np.bool_]
 Rids: TypeAlias = NDArray[np.int64]
-
-
-class MetadataDamagedError(Exception):
-    """The index named passages that do not meet the filter; `rids` are theirs."""
-
-    def __init__(self, rids: Sequence[int]) -> None:
-        self.rids = tuple(rids)
-        super().__init__(f"the metadata index is wrong about {len(self.rids)} passages; it is being mended")
 
 
 FILTER_FAILURES: Final = (MetadataDamagedError, MetadataUnavailableError)
@@ -116,7 +108,7 @@ class Filters:
     def restrict(self, view: View, condition: Condition, reader: RowsReader) -> View:
         """The view in which exactly those live rows are alive that meet the condition.
 
-        Raises MetadataUnavailableError, DamagedRowError, StoreError.
+        Raises MetadataUnavailableError, MetadataDamagedError, DamagedRowError, StoreError.
         """
         generation = self.cache.generation
         segments = [self.cache.get((_name(part), condition)) for part in view.parts]

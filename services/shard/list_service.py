@@ -14,6 +14,7 @@ from services.shard.damage import DamagedRowError
 from services.shard.engine import Engine
 from services.shard.filtering import FILTER_FAILURES
 from services.shard.listing import ListTask, list_documents
+from services.shard.metadata_index import MetadataDamagedError
 from services.shard.search_pool import PoolFullError, SearchPool
 from services.shard.store import StoreError
 from services.shard.validation import check_document_id
@@ -74,6 +75,8 @@ async def answer(
         engine.note_failure(error)
         reply.status, reply.message = shard_pb2.REPLICA_STATUS_FAILED, str(error)
     except FILTER_FAILURES as error:
+        if isinstance(error, MetadataDamagedError):
+            engine.mend_metadata(error.rids)
         reply.status, reply.message = shard_pb2.REPLICA_STATUS_FAILED, str(error)
     reply.view.CopyFrom(set_to_wire(applied))
     reply.index_epoch = index_epoch(engine.view.parts, applied)

@@ -30,6 +30,8 @@ _TABLE: Final = """CREATE TABLE IF NOT EXISTS metadata (
     field INTEGER NOT NULL, value NOT NULL, rid INTEGER NOT NULL, PRIMARY KEY (field, value, rid)
 ) WITHOUT ROWID"""
 _SCHEMA_KEY: Final = "metadata_schema"
+_FORGET_SCHEMA: Final = "DELETE FROM meta WHERE k = 'metadata_schema'"
+"""An index that is being built belongs to no declaration until it is whole."""
 _INSERT: Final = "INSERT OR IGNORE INTO metadata (field, value, rid) VALUES (?, ?, ?)"
 _LAYOUT: Final = 1
 ROWS_PER_STEP: Final = 4_096
@@ -37,6 +39,15 @@ ROWS_PER_STEP: Final = 4_096
 Stored = tuple[int, str, bytes]
 """(rid, document, payload)"""
 _LOG = logger("shard")
+
+
+class MetadataDamagedError(Exception):
+    """The index is wrong about passages; `rids` are theirs, where they are known."""
+
+    def __init__(self, rids: Sequence[int] = ()) -> None:
+        self.rids = tuple(rids)
+        what = f"{len(self.rids)} passages" if rids else "passages that it does not name"
+        super().__init__(f"the metadata index is wrong about {what}; it is being mended")
 
 
 class MetadataUnavailableError(Exception):
@@ -90,9 +101,10 @@ class MetadataIndex:
             database.many("DELETE FROM metadata WHERE field = ? AND value = ? AND rid = ?", entries)
 
     def mend(self, database: Database, rids: Sequence[int]) -> None:
-        """Derive the entries of these passages anew, in the caller's transaction; reads the whole index. Raises
-        StoreError."""
+        """Derive the entries of these passages anew, in the caller's transaction; reads the whole index, and removes
+        what names no passage at all. Raises StoreError."""
         listed = json.dumps([int(rid) for rid in rids])
+        database.rows("DELETE FROM metadata WHERE typeof(rid) <> 'integer'")
         database.rows("DELETE FROM metadata WHERE rid IN (SELECT value FROM json_each(?))", (listed,))
         sql = "SELECT rid, document, payload FROM passages WHERE rid IN (SELECT value FROM json_each(?))"
         for row in database.rows(sql, (listed,)):
@@ -108,7 +120,7 @@ class MetadataIndex:
     def rids(self, database: Database, test: In | Between, span: Span) -> NDArray[np.int64]:
         """The passages within `span` that pass one test, ascending, (n,) int64.
 
-        Raises MetadataUnavailableError, StoreError.
+        Raises MetadataUnavailableError, MetadataDamagedError, StoreError.
         """
         if self.problem:
             raise MetadataUnavailableError(self.problem)
@@ -120,14 +132,17 @@ class MetadataIndex:
             table, value, parameters = "metadata", "value", [self._numbers[test.field]]
             within = "rid BETWEEN ? AND ? AND field = ?"
         clause, wanted = _clause(value, test)
-        sql = f"SELECT group_concat(rid) FROM {table} WHERE {within} AND {clause}"  # noqa: S608 # constants
-        row = database.first(sql, (span.low, span.high, *parameters, *wanted))
-        if row is None or row[0] is None:
-            return np.empty(0, dtype=np.int64)
-        return np.sort(np.fromstring(str(row[0]), dtype=np.int64, sep=","))
+        # One text instead of a million rows of one number; a flipped bit may have made a rid something else.
+        listed = "group_concat(CASE typeof(rid) WHEN 'integer' THEN rid END)"
+        sql = f"SELECT count(*), {listed} FROM {table} WHERE {within} AND {clause}"  # noqa: S608 # constants
+        count, text = database.rows(sql, (span.low, span.high, *parameters, *wanted))[0]
+        found = np.fromstring(text or "", dtype=np.int64, sep=",")
+        if len(found) != count:
+            raise MetadataDamagedError
+        return np.sort(found)
 
     def _build(self, database: Database, wanted: str) -> int:
-        _in_transaction(database, ["DROP TABLE IF EXISTS metadata", _TABLE], ())
+        _in_transaction(database, ["DROP TABLE IF EXISTS metadata", _TABLE, _FORGET_SCHEMA], ())
         last, rows = 0, 0
         while found := database.rows(
             "SELECT rid, document, payload FROM passages WHERE rid > ? ORDER BY rid LIMIT ?", (last, ROWS_PER_STEP)

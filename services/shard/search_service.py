@@ -16,9 +16,10 @@ from services.shard import search
 from services.shard.covering import NotCoveredError, covering, readable
 from services.shard.damage import DamagedRowError, PartDamagedError
 from services.shard.engine import Engine
-from services.shard.filtering import FILTER_FAILURES, MetadataDamagedError
+from services.shard.filtering import FILTER_FAILURES
 from services.shard.lexical_search import Scorer
 from services.shard.lexical_view import lexical_parts
+from services.shard.metadata_index import MetadataDamagedError
 from services.shard.node import Node
 from services.shard.search_pool import PoolFullError, SearchPool
 from services.shard.store import StoreError

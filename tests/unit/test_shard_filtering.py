@@ -21,9 +21,10 @@ from services.runtime.filter_check import condition_of
 from services.shard import search
 from services.shard.damage import DamagedRowError
 from services.shard.engine import DATABASE_FILE, Engine, Hooks
-from services.shard.filtering import CACHE_BYTES_MAX, FilterCache, MetadataDamagedError
+from services.shard.filtering import CACHE_BYTES_MAX, FilterCache
 from services.shard.listing import ListTask, list_documents
-from services.shard.store import Database
+from services.shard.metadata_index import MetadataDamagedError, Span
+from services.shard.store import Database, StoreError
 from services.shard.upkeep import Upkeep
 from tests.unit.shard_rows import DIM, SOURCE, FixedClock, config, hash_of, vector, version
 
@@ -352,6 +353,40 @@ def test_an_index_that_names_too_much_is_found_out_and_mended(replica: Replica) 
     replica.engine.mend_metadata(caught.value.rids).result(10)
     assert set(replica.found(equals("year", 2))[0]) == {"d2#0", "d3#0"}
     assert set(replica.found(equals("year", 1))[0]) == {"d1#0"}
+
+
+def test_an_entry_that_names_no_passage_is_found_out_and_removed(replica: Replica) -> None:
+    for n in range(300):
+        replica.put(f"d{n}", [{"year": n % 2}])
+    index, condition = replica.engine.filters.index, condition_of(equals("year", 1), DECLARED)
+    database = Database(replica.directory / DATABASE_FILE, writable=True)
+    database.rows("UPDATE metadata SET rid = 8.5 WHERE rid = 8 AND field = 4")
+    database.close()
+    with replica.engine.readers.lend() as reader, pytest.raises(MetadataDamagedError):
+        index.rids(reader.database, condition, Span(-(2**62), 2**62))  # type: ignore[arg-type] # a single test
+    replica.engine.mend_metadata(()).result(10)
+    with replica.engine.readers.lend() as reader:
+        rows = reader.database.rows("SELECT rid, document, payload FROM passages")
+        wrong = index.missing(reader.database, rows)
+    replica.engine.mend_metadata(wrong).result(10)
+    found, _ = replica.found(equals("year", 1))
+    assert set(found) == replica.naive(equals("year", 1))
+
+
+def test_an_interrupted_build_is_begun_anew(replica: Replica) -> None:
+    for n in range(5):
+        replica.put(f"d{n}", [{"year": n}])
+    database = Database(replica.directory / DATABASE_FILE, writable=True)
+    database.rows(
+        "CREATE TRIGGER stop BEFORE INSERT ON meta WHEN new.k = 'metadata_schema'"
+        " BEGIN SELECT RAISE(ABORT, 'crash'); END"
+    )
+    with pytest.raises(StoreError, match="crash"):
+        replica.restart({"lang": "text"})
+    database.rows("DROP TRIGGER stop")
+    database.close()
+    replica.restart(DECLARED)
+    assert set(replica.found(equals("year", 3))[0]) == {"d3#0"}
 
 
 def test_an_index_that_names_too_little_is_told_to_the_scrub(replica: Replica) -> None:
