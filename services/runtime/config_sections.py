@@ -103,7 +103,7 @@ class RouterConfig:
     write_retry_ms: int = 100
     """Pause before a voter that did not answer gets the same batch again."""
     relevance_min: float = 0.25
-    """Cosine below which a passage is not put into a prompt."""
+    """Cosine below which a passage found by nearness is not put into a prompt; what was found by words is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +156,8 @@ class ShardConfig:
     """Pause between two complete checks of all rows and files."""
     recall_target: float = 0.99
     """Recall@10 that nprobe and the candidate count are chosen for."""
+    background_cpu: float = 0.5
+    """Share of one core that flushing and merging segments may use; 1: as much as there is."""
     codec_exchange_ms: int = 2_000
     """How often nodes ask each other for newer codecs, and the owner looks whether one must be trained."""
     lexical_statistics_ms: int = 5_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import urllib.request
 from collections.abc import Iterator
 
@@ -12,6 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from observability import metrics, metrics_export
 from observability.metrics import Metric
 from observability.metrics_export import MetricsSettings
+
+SHUTDOWN_WITHIN_S = 30.0
+"""Ten times its limit: only a hang takes longer."""
 
 
 @pytest.fixture
@@ -78,6 +82,26 @@ def test_a_port_in_use_is_named() -> None:
         number = taken.getsockname()[1]
         with pytest.raises(OSError, match=f"127.0.0.1:{number}"):
             metrics_export.configure(MetricsSettings("shard", "n1", "0.1.0", scrape_port=number))
+
+
+def test_a_collector_that_never_answers_fails_nothing_and_ends_in_time() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        metrics_export.configure(MetricsSettings("shard", "n1", "0.1.0", otlp_endpoint=endpoint))
+        metrics.add(metrics.WRITES, 1, {"status": "ok"})
+        metrics.record(metrics.QUEUE_WAIT, 0.1)
+        ending = threading.Thread(target=metrics_export.shutdown)
+        ending.start()
+        ending.join(SHUTDOWN_WITHIN_S)
+        assert not ending.is_alive()
+
+
+def test_labels_of_a_wrong_kind_do_not_reach_the_caller(port: int) -> None:
+    metrics.add(metrics.WRITES, 1, {"status": object()})  # type: ignore[dict-item]  # a defect in a caller
+    metrics.record(metrics.QUEUE_WAIT, float("nan"))
+    scrape(port)
 
 
 @pytest.mark.parametrize("metric", metrics.DECLARED, ids=lambda metric: metric.name)
