@@ -835,7 +835,7 @@ class GossipRequest(_message.Message):
     shard: _builtins.int
     replica: _builtins.str
     digest: _builtins.bytes
-    """of the live rows, at `applied`"""
+    """of the live rows and of what the batches said, at `applied`"""
     hlc_max: _builtins.int
     @_builtins.property
     def applied(self) -> _passage_pb2.GtidSet: ...

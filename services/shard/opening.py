@@ -59,7 +59,7 @@ def _from_format_1(database: Database) -> None:
     database.rows("ALTER TABLE ops ADD COLUMN sum BLOB NOT NULL DEFAULT x''")
     reader = RowsReader(database)
     recount.sign_ops(reader)
-    sums = recount.heads(reader)
+    sums = recount.sums(reader)
     row = database.first("SELECT v FROM meta WHERE k = 'hlc_max'")
     applied = reader.intervals()
     if applied is None:
@@ -105,7 +105,7 @@ def _repair(database: Database) -> list[str]:
 
 
 def _recounted(reader: RowsReader) -> ReplicaState:
-    sums = recount.heads(reader)
+    sums = recount.sums(reader)
     applied, hlc_max = recount.applied(reader)
     recount.rewrite_applied(reader.database, applied)
     return ReplicaState(sums.digest, sums.documents, 0, hlc_max, applied.digest())
@@ -114,7 +114,9 @@ def _recounted(reader: RowsReader) -> ReplicaState:
 def _reapplied(reader: RowsReader, kept: ReplicaState) -> ReplicaState:
     applied, hlc_max = recount.applied(reader)
     recount.rewrite_applied(reader.database, applied)
-    return replace(kept, applied=applied.digest(), hlc_max=max(kept.hlc_max, hlc_max))
+    # A batch that is no longer claimed has no term in the digest.
+    digest = recount.sums(reader).digest
+    return replace(kept, digest=digest, applied=applied.digest(), hlc_max=max(kept.hlc_max, hlc_max))
 
 
 def _relived(database: Database) -> Callable[[ReplicaState], ReplicaState]:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.quorum.gtid import Gtid, GtidSet
+from services.quorum.rows import Op
 from services.shard import live_bits, schema
 from services.shard.damage import RowName
 from services.shard.rows_reader import OPS_PER_STEP, RowsReader
@@ -21,16 +22,16 @@ from services.shard.view import DIGEST_MODULUS
 
 
 @dataclass(frozen=True, slots=True)
-class HeadSums:
-    """Sums over all heads that pass their checksum, and the names of the others."""
+class Sums:
+    """Sums over all heads and operations that pass their checksum, and the names of damaged heads."""
 
     digest: int
     documents: int
     damaged: tuple[RowName, ...]
 
 
-def heads(reader: RowsReader) -> HeadSums:
-    """Read every head. Raises StoreError."""
+def sums(reader: RowsReader) -> Sums:
+    """Read every head and every operation. Raises StoreError."""
     digest, documents = 0, 0
     damaged: list[RowName] = []
     for head in reader.heads():
@@ -39,7 +40,8 @@ def heads(reader: RowsReader) -> HeadSums:
             continue
         digest += schema.head_digest(head)
         documents += head.passages > 0
-    return HeadSums(digest % DIGEST_MODULUS, documents, tuple(damaged))
+    digest += sum(schema.op_digest(op) for op in reader.ops() if isinstance(op, Op))
+    return Sums(digest % DIGEST_MODULUS, documents, tuple(damaged))
 
 
 def live_rids(database: Database) -> NDArray[np.int64]:

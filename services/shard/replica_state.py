@@ -21,7 +21,7 @@ class ReplicaState:
     """Sums over the live rows, the clock, and the digest of the applied set."""
 
     digest: int = 0
-    """Of the live heads, modulo 2**128."""
+    """Of the live heads and of what the applied batches said, modulo 2**128."""
     documents: int = 0
     """Live documents."""
     rows: int = 0

@@ -186,7 +186,10 @@ class RowsWriter(RowsReader):
         version = _stored(op.version)
         row = (*gtid, *version, schema.documents_to_sql(op.document_ids), op.content, schema.op_sum(op))
         self.database.rows(f"INSERT OR IGNORE {_INTO_OPS}", row)
-        if not self.database.changed() and self.op(op.gtid) is None:
+        if self.database.changed():
+            if op.gtid not in self._applied:  # otherwise it was lost and has its term already
+                self._digest += schema.op_digest(op)
+        elif self.op(op.gtid) is None:
             self.database.rows(f"INSERT OR REPLACE {_INTO_OPS}", row)
 
     def put_state(self, applied_added: GtidSet, hlc_max: int) -> None:
@@ -314,7 +317,7 @@ class RowsWriter(RowsReader):
         """The state after this transaction; the live bits are changed on the way. Raises StoreError."""
         before = self._state
         if self._recount:
-            sums = recount.heads(self)
+            sums = recount.sums(self)
             self._digest, self._documents = sums.digest - before.digest, sums.documents - before.documents
         rows = before.rows + self._bits.change((*self._born, *self._unborn), self._dead)
         return replace(

@@ -110,3 +110,14 @@ def head_digest(head: HeadRow) -> int:
     text = f"{head.passages},{head.version.hlc},{head.version.source}|{head.document_id}"
     key = b"ostraka-digest-1"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16, key=key).digest(), "big")
+
+
+def op_digest(op: Op) -> int:
+    """An applied batch's term in the replica's digest, 128 bits; 0 when it is not known what the batch said.
+
+    With it two replicas that took different batches under one gtid have different digests, whatever became of the rows.
+    """
+    if not op.content:
+        return 0
+    text = f"{op.gtid.source},{op.gtid.seq}|".encode() + op.content
+    return int.from_bytes(hashlib.blake2b(text, digest_size=16, key=b"ostraka-digest-2").digest(), "big")

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from observability.logs import logger
 from services.quorum.gtid import Gtid, GtidSet
@@ -48,6 +48,41 @@ class ScrubReading:
     """Rows and files found damaged since the start, by whomever."""
     pieces: int
     """Pieces of the present check done so far."""
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Sums over heads and operations read so far."""
+
+    digest: int = 0
+    documents: int = 0
+    damaged_heads: int = 0
+    found: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    """Spans of batches whose operation passes its checksum, by source."""
+    unsound: list[Gtid] = field(default_factory=list)
+
+    def add_heads(self, heads: Sequence[HeadRow | RowName]) -> None:
+        for head in heads:
+            if isinstance(head, RowName):
+                self.damaged_heads += 1
+            else:
+                self.digest += schema.head_digest(head)
+                self.documents += head.passages > 0
+
+    def add_ops(self, ops: Sequence[Op | Gtid]) -> Gtid:
+        """Returns the last of them."""
+        for op in ops:
+            if isinstance(op, Gtid):
+                self.unsound.append(op)
+                continue
+            self.digest += schema.op_digest(op)
+            spans = self.found.setdefault(op.gtid.source, [])
+            if spans and spans[-1][1] + 1 == op.gtid.seq:
+                spans[-1] = (spans[-1][0], op.gtid.seq)
+            else:
+                spans.append((op.gtid.seq, op.gtid.seq))
+        last = ops[-1]
+        return last if isinstance(last, Gtid) else last.gtid
 
 
 class Scrub:
@@ -120,8 +155,7 @@ class Scrub:
     def _all(self) -> Generator[None, None, None]:
         yield from self._state()
         yield from self._chunks()
-        yield from self._heads()
-        yield from self._ops()
+        yield from self._heads_and_ops()
         yield from self._segments()
         yield from self._pages()
 
@@ -168,58 +202,51 @@ class Scrub:
 
         return self._engine.maintain(work)
 
-    def _heads(self) -> Iterator[None]:
-        """Every head with the passages it declares, and the digest over all of them, in one committed state."""
+    def _heads_and_ops(self) -> Iterator[None]:
+        """Every head with the passages it declares, every operation, and the digest over both, in one committed
+        state."""
         engine = self._engine
-        digest, documents, after, sound = 0, 0, "", True
+        tally = _Tally()
         with engine.readers.lend() as reader, reader.database.reading():
-            state = read_state(reader.database)
+            state, applied = read_state(reader.database), reader.intervals()
             bits, _ = live_bits.read(reader.database)
+            after = ""
             while heads := reader.heads_after(after, ROWS_PER_PIECE):
                 damaged = [name for head in heads for name in _damage_of(reader, head)]
                 if damaged:
                     engine.note_damage(damaged)
-                for head in heads:
-                    if isinstance(head, RowName):
-                        sound = False
-                        continue
-                    digest += schema.head_digest(head)
-                    documents += head.passages > 0
+                tally.add_heads(heads)
                 after = heads[-1].document_id
                 yield
-                if engine.log_bytes() > LOG_BYTES_MAX:
-                    _LOG.info("the digest is checked another time: too much is being written", after=after)
+                if self._log_too_large():
                     return
+            last: Gtid | None = None
+            while ops := reader.ops_after(last, ROWS_PER_PIECE):
+                last = tally.add_ops(ops)
+                yield
+                if self._log_too_large():
+                    return
+        if tally.unsound:
+            engine.maintain(lambda rows: rows.drop_ops(tally.unsound)).result()
+        missing = (applied or GtidSet.EMPTY).difference(GtidSet.from_intervals(tally.found))
+        if missing:
+            engine.ledger.add_ops(missing)
+            engine.hooks.damaged()
         if state is None:
             return
-        if sound and (digest % DIGEST_MODULUS, documents) != (state.digest, state.documents):
-            engine.ledger.add_repaired("the stored digest was not that of the heads and was derived anew")
+        sound = not (tally.damaged_heads or tally.unsound or missing)
+        if sound and (tally.digest % DIGEST_MODULUS, tally.documents) != (state.digest, state.documents):
+            engine.ledger.add_repaired("the stored digest was not that of the rows and was derived anew")
             engine.maintain(lambda rows: rows.recount()).result()
         if bits.count != state.rows:
             engine.ledger.add_repaired("the stored number of live rows was wrong and was counted anew")
             engine.maintain(lambda rows: rows.rewrite_state()).result()
 
-    def _ops(self) -> Iterator[None]:
-        """Every operation: without it a peer cannot be given the batch."""
-        engine = self._engine
-        with engine.readers.lend() as reader:
-            missing = reader.intervals() or GtidSet.EMPTY  # operations are only added, so later reads may be newer
-        unsound: list[Gtid] = []
-        after: Gtid | None = None
-        while True:
-            with engine.readers.lend() as reader:
-                ops = reader.ops_after(after, ROWS_PER_PIECE)
-            if not ops:
-                break
-            missing = missing.difference(GtidSet.of(*(op.gtid for op in ops if isinstance(op, Op))))
-            unsound += [entry for entry in ops if isinstance(entry, Gtid)]
-            after = ops[-1].gtid if isinstance(ops[-1], Op) else ops[-1]
-            yield
-        if unsound:
-            engine.maintain(lambda rows: rows.drop_ops(unsound)).result()
-        if missing:
-            engine.ledger.add_ops(missing)
-            engine.hooks.damaged()
+    def _log_too_large(self) -> bool:
+        too_large = self._engine.log_bytes() > LOG_BYTES_MAX
+        if too_large:
+            _LOG.info("the digest is checked another time: too much is being written")
+        return too_large
 
     def _segments(self) -> Iterator[None]:
         """Every file of every segment, read again from disk."""

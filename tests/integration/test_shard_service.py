@@ -288,10 +288,17 @@ async def test_a_flipped_byte_is_not_served_and_is_mended_by_the_peer(pair: tupl
     assert leg.results[0].hits[0].payload == entry.passages[0].payload
 
 
-async def test_different_rows_at_equal_applied_sets_raise_an_alarm(pair: tuple[ShardNode, ShardNode]) -> None:
+@pytest.mark.parametrize("what", ["fewer passages", "another text"])
+async def test_different_rows_at_equal_applied_sets_raise_an_alarm(
+    pair: tuple[ShardNode, ShardNode], what: str
+) -> None:
     one, two = pair
     whole, at = batch(1, [("a", 2)]), now(batch(1, [("a", 2)]))
-    part = replace(whole, heads=(replace(whole.heads[0], passages=1),), passages=whole.passages[:1])
+    first, last = whole.passages
+    if what == "fewer passages":
+        part = replace(whole, heads=(replace(whole.heads[0], passages=1),), passages=(first,))
+    else:
+        part = replace(whole, passages=(first, replace(last, vector=first.vector)))
     await one.stub.Write(write_request(whole, at), timeout=TIMEOUT_S)
     await two.stub.Write(write_request(part, at), timeout=TIMEOUT_S)
     gossip(one, two)

@@ -106,7 +106,7 @@ def assert_derived(rows: RowsWriter) -> None:
     """Everything stored about all rows is what the rows say."""
     stored, damaged = live_bits.read(rows.database)
     joined = recount.live_rids(rows.database)
-    sums = recount.heads(rows)
+    sums = recount.sums(rows)
     applied, hlc_max = rows.applied()
     assert damaged == []
     assert stored.rids().tolist() == joined.tolist()
