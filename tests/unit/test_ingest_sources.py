@@ -120,3 +120,27 @@ def test_every_format_gives_text_and_positions_in_the_file(tmp_path: Path, name:
     (document,), _ = read(path)
     (piece,) = document.chunks
     assert path.read_text()[piece.start : piece.end] == piece.text == "alpha beta gamma"
+
+
+def test_metadata_and_exported_documents_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl"
+    passages = [
+        {"text": "one", "title": "T", "char_end": 3, "metadata": {"year": 3, "score": 1.0, "ok": True}},
+        {"text": "", "vector": [1, 0.5]},
+    ]
+    lines = [
+        {"_id": "plain", "text": "Some text.", "metadata": {"year": 3, "tags": ["left", "out"], "none": None}},
+        {"_id": "whole", "source": "s", "version": "1.2", "passages": passages},
+        {"_id": "broken", "passages": [{"text": "x"}, {"text": 3}]},
+        {"_id": "empty", "passages": []},
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (plain, whole), reasons = read(path)
+    assert (plain.document_id, plain.metadata) == ("plain", {"year": 3})
+    assert (whole.document_id, whole.source, whole.metadata) == ("whole", "s", {})
+    first, second = whole.chunks
+    assert (first.text, first.title, first.start, first.end, first.vector) == ("one", "T", 0, 3, None)
+    assert [type(value) for value in first.metadata.values()] == [int, float, bool]
+    assert second.vector == (1.0, 0.5)
+    assert "passages[1].text is of type int" in reasons["corpus.jsonl:3"]
+    assert "no text" in reasons["corpus.jsonl:4"]
