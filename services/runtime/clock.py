@@ -31,4 +31,9 @@ class SystemClock:
         return time.monotonic()
 
 
+def thread_cpu_s() -> float:
+    """CPU seconds that the calling thread has used."""
+    return time.thread_time()
+
+
 SYSTEM_CLOCK: Clock = SystemClock()

@@ -115,7 +115,7 @@ _SECTIONS: dict[str, type[Any]] = {
     "shard": ShardConfig,
     "snapshots": SnapshotsConfig,
 }
-_SHARES = frozenset({"sample_ratio", "relevance_min", "recall_target"})
+_SHARES = frozenset({"sample_ratio", "relevance_min", "recall_target", "background_cpu"})
 """Keys whose values are shares, 0 to 1."""
 _ZERO_ALLOWED = frozenset(
     {

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from observability.logs import logger
 from services.quorum.replica import ReplicaCore, ReplicaLimits
@@ -20,6 +21,7 @@ from services.quorum.status import ReplicaStatus
 from services.runtime.clock import Clock
 from services.runtime.config import LexicalConfig, MetadataKind, ShardConfig
 from services.shard import files, opening
+from services.shard.codecs import Codec
 from services.shard.damage import DamagedRowError, DamageLedger, RowName
 from services.shard.filtering import Filters
 from services.shard.lexical_ahead import TermsAhead
@@ -37,6 +39,13 @@ from services.shard.writer import PendingWrite, Writer, WriteReply
 DATABASE_FILE = "replica.db"
 SEGMENTS_DIR = "segments"
 _LOG = logger("shard")
+
+
+class CodecSource(Protocol):
+    """Where the collection's shared codec is found."""
+
+    def current(self) -> Codec | None:
+        """The newest one; None while there is none."""
 
 
 class ReplicaFailedError(Exception):
@@ -69,9 +78,11 @@ class Engine:
         hooks: Hooks | None = None,
         metadata: Mapping[str, MetadataKind] | None = None,
         lexical: Lexical | None = None,
+        codecs: CodecSource | None = None,
     ) -> None:
         """Open or create the database in `directory` and rebuild the view. `metadata`: what filters may name;
-        `lexical`: how words are searched, by default as in a collection that says nothing.
+        `lexical`: how words are searched, by default as in a collection that says nothing. `codecs`: what segments are
+        encoded with; None: the replica trains for itself.
 
         Raises StoreError, DamagedRowError.
         """
@@ -82,6 +93,7 @@ class Engine:
         self.segments_dir = directory / SEGMENTS_DIR
         self.hooks = hooks or Hooks()
         self.clock = clock
+        self.codecs = codecs
         self._database = Database(directory / DATABASE_FILE, writable=True)
         repaired = opening.prepare(self._database, replica_id)
         self.filters = Filters(MetadataIndex(metadata or {}))

@@ -36,7 +36,8 @@ def view_parts(view: View) -> Iterator[MemoryPart]:
     yield MemoryPart("delta", block.used * row_bytes)
     yield MemoryPart("lexical delta", delta.lexical.bytes)
     yield MemoryPart("alive", delta.alive.nbytes + sum(part.alive.nbytes for part in view.parts))
-    index = sum((part.segment.directory / INDEX_FILE).stat().st_size for part in view.parts)
+    indexed = [part.segment.directory for part in view.parts if not part.segment.manifest.flat]
+    index = sum((directory / INDEX_FILE).stat().st_size for directory in indexed)
     yield MemoryPart("index", index)
     yield MemoryPart("segment files", sum(part.segment.bytes_on_disk() for part in view.parts) - index, mapped=True)
 

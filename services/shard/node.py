@@ -125,6 +125,7 @@ class Node:
             hooks,
             collection.metadata,
             lexical_of(collection.lexical),
+            self.codecs.stores[replica.collection],
         )
 
 

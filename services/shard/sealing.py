@@ -1,13 +1,17 @@
-"""When the delta becomes a segment, which segments it replaces, and how one is built beside running traffic.
+"""When the delta becomes a segment, which segments are merged, and how one is built beside running traffic.
 
-The policy is a pure function of a view. Building reads SQLite in one read transaction and never touches the writer;
-only publication does, and rows that died meanwhile are dead in the published bitmap.
+The policy is a pure function of a view. Building reads one view and never touches the writer; only publication does,
+and rows that died meanwhile are dead in the published bitmap.
+
+Segments are kept in sizes that more than double: a flush takes every segment with it that is not larger than
+RATIO times what is being written already. So there are few of them, for each costs a search of its own, and a row is
+written again only when what it lies in grows by half: O(log(rows / flush)) times in all.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,73 +20,156 @@ from numpy.typing import NDArray
 from observability.logs import logger
 from services.runtime.config import ShardConfig
 from services.shard import files, segment, segment_build
-from services.shard.damage import DamagedRowError
+from services.shard.cpu_budget import CpuBudget
 from services.shard.engine import Engine
 from services.shard.lexical_view import lexical_sources
-from services.shard.rows_reader import RowsReader
-from services.shard.view import View
+from services.shard.segment import FLAT
+from services.shard.segment_build import Encoding
+from services.shard.view import Part, View
 
-SEGMENTS_MAX = 2
-"""A third segment becomes a merge of all: each one costs a search of its own."""
+RATIO = 2
+SEGMENTS_MAX = 8
 DEAD_SHARE_MAX = 0.2
+"""A segment with a larger share of dead rows is written anew."""
 RETRAIN_GROWTH = 2.0
-"""A codec trained on fewer than 1 / RETRAIN_GROWTH of the rows is trained anew."""
+"""A codec trained on fewer than 1 / RETRAIN_GROWTH of the rows is trained anew, where nobody else trains it."""
+URGENT_FLUSHES = 2
+"""With so many flushes waiting in the delta, a build no longer keeps to its budget: exact search pays more."""
+TRAIN = ""
+"""In place of a codec's name: train one on the rows themselves."""
 _LOG = logger("shard")
 
 
 @dataclass(frozen=True, slots=True)
 class Sealing:
-    """What to build: the rows to cover, the segments they replace, and whose codec to reuse (None: train)."""
+    """What to build: the rows to cover, the segments they replace, and the codec's short name, FLAT or TRAIN."""
 
     rids: NDArray[np.int64]
     replaced: tuple[str, ...]
-    codec_of: str | None
+    codec: str
+
+    @property
+    def trains(self) -> bool:
+        return self.codec == TRAIN
 
 
-def due(view: View, config: ShardConfig) -> Sealing | None:
-    """What should be built for this view, or None. Pure."""
-    delta = view.delta.rids[view.delta.live_positions()]
-    full = len(delta) >= config.delta_rows_flush
-    sealed_rows = sum(part.segment.rows for part in view.parts)
-    sealed_dead = sum(part.dead for part in view.parts)
-    if not view.parts:
-        ready = full and view.rows_live >= config.train_rows_min
-        return Sealing(delta, (), None) if ready else None
-    worn = sealed_dead > DEAD_SHARE_MAX * sealed_rows
-    if not full and not worn:
-        return None
-    largest = view.parts[0].segment
-    if full and not worn and len(view.parts) < SEGMENTS_MAX:
-        return Sealing(delta, (), largest.name)
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """The collection's codec, by short name; FLAT while there is none."""
+
+    codec: str
+
+
+def due(view: View, config: ShardConfig, shared: Shared | None = None) -> Sealing | None:
+    """What should be built next for this view, or None. Pure; after finitely many it is None.
+
+    `shared` None: nobody else trains, so a codec is trained here and found in the segments.
+    """
+    full = view.delta.live >= config.delta_rows_flush
+    if shared is None and _retrain(view, config):
+        return Sealing(view.live_rids(), _names(view.parts), TRAIN)
+    codec = _own_codec(view) if shared is None else shared.codec
+    if full:
+        taken = _taken_along(view.parts, view.delta.live, SEGMENTS_MAX - 1)
+        return _of(view, taken, codec, with_delta=True)
+    worn = [part for part in view.parts if part.dead > DEAD_SHARE_MAX * part.segment.rows]
+    if worn:
+        smallest = min(worn, key=_size)
+        others = [part for part in view.parts if part is not smallest]
+        return _of(view, [smallest, *_taken_along(others, smallest.live, SEGMENTS_MAX)], codec, with_delta=False)
+    old = [part for part in view.parts if part.segment.manifest.codec != codec]
+    if old and codec != FLAT:
+        return _of(view, [min(old, key=_size)], codec, with_delta=False)
+    return None
+
+
+def _retrain(view: View, config: ShardConfig) -> bool:
     if view.rows_live < config.train_rows_min:
+        return False
+    basis = max((part.segment.manifest.trained_rows_basis for part in view.parts), default=0)
+    waiting = view.delta.live >= config.delta_rows_flush or not basis
+    sealed = bool(view.parts) or view.delta.live >= config.delta_rows_flush
+    return waiting and sealed and view.rows_live > RETRAIN_GROWTH * basis
+
+
+def _own_codec(view: View) -> str:
+    """That of the most recently trained segment."""
+    trained = [part.segment.manifest for part in view.parts if not part.segment.manifest.flat]
+    return max(trained, key=lambda manifest: (manifest.trained_rows_basis, manifest.codec)).codec if trained else FLAT
+
+
+def _taken_along(parts: Sequence[Part], rows: int, kept_max: int) -> list[Part]:
+    """The smallest parts that are not larger than RATIO times what is written with them, and those beyond a limit."""
+    taken: list[Part] = []
+    ascending = sorted(parts, key=_size)
+    for number, part in enumerate(ascending):
+        if part.live > RATIO * rows and len(ascending) - number <= kept_max:
+            break
+        taken.append(part)
+        rows += part.live
+    return taken
+
+
+def _of(view: View, taken: Sequence[Part], codec: str, *, with_delta: bool) -> Sealing:
+    delta = [view.delta.rids[view.delta.live_positions()]] if with_delta else []
+    rids = np.sort(np.concatenate([*delta, *(part.live_rids() for part in taken)]))
+    return Sealing(rids, _names(taken), codec)
+
+
+def _size(part: Part) -> tuple[int, str]:
+    return part.live, part.segment.name
+
+
+def _names(parts: Sequence[Part]) -> tuple[str, ...]:
+    return tuple(part.segment.name for part in parts)
+
+
+def due_for(engine: Engine) -> Sealing | None:
+    """`due` for the engine's newest view and the codec that it is to encode with."""
+    return due(engine.view, engine.config, _shared(engine))
+
+
+def _shared(engine: Engine) -> Shared | None:
+    if engine.codecs is None:
         return None
-    everything = view.live_rids()
-    replaced = tuple(part.segment.name for part in view.parts)
-    retrain = len(everything) > RETRAIN_GROWTH * largest.manifest.trained_rows_basis
-    return Sealing(everything, replaced, None if retrain else largest.name)
+    codec = engine.codecs.current()
+    return Shared(FLAT if codec is None else codec.short)
 
 
-def build_and_publish(engine: Engine, sealing: Sealing) -> None:
-    """Build one segment in the calling thread and publish it. Raises OSError, StoreError, DamagedRowError."""
-    name = _new_name(sealing)
+def build_and_publish(engine: Engine, sealing: Sealing, budget: CpuBudget | None = None) -> None:
+    """Build one segment in the calling thread and publish it.
+
+    Raises OSError, StoreError, SegmentDamagedError (of a segment that was to be merged), StoppedError.
+    """
     view = engine.view
-    owner = next((part.segment for part in view.parts if part.segment.name == sealing.codec_of), None)
+    parts = [part for part in view.parts if part.segment.name in sealing.replaced]
+    rids = np.intersect1d(sealing.rids, view.live_rids())
+    if not len(rids):
+        _drop(engine, sealing.replaced)
+        return
+    urgent_rows = URGENT_FLUSHES * engine.config.delta_rows_flush
+
+    def pause() -> None:
+        if budget is not None:
+            budget.pause(urgent=engine.view.delta.live > urgent_rows)
+
+    if budget is not None:
+        budget.begin()
+    for part in parts:
+        segment.verify_vectors(part.segment, pause)
+    name = _new_name(sealing)
     files.make_directory(engine.segments_dir)
     try:
-        with engine.readers.lend() as reader, reader.database.reading():
-            plan = segment_build.Plan(
-                name=name,
-                rids=_ordered(reader, np.intersect1d(sealing.rids, view.live_rids())),
-                dim=engine.dim,
-                codec=owner.codec() if owner else None,
-                trained_rows=owner.manifest.trained_rows if owner else 0,
-                trained_rows_basis=owner.manifest.trained_rows_basis if owner else 0,
-                recall_target=engine.config.recall_target,
-                threads=os.cpu_count() or 1,
-                analyzer=engine.lexical.analyzer.name,
-                lexical=lexical_sources(view),
-            )
-            manifest, building = segment_build.build(plan, _vectors_from(reader, engine.dim), engine.segments_dir)
+        plan = segment_build.Plan(
+            name=name,
+            rids=rids,
+            dim=engine.dim,
+            encoding=_encoding(engine, view, sealing),
+            recall_target=engine.config.recall_target,
+            analyzer=engine.lexical.analyzer.name,
+            lexical=lexical_sources(view),
+        )
+        manifest, building = segment_build.build(plan, _vectors_of(view, engine.dim), engine.segments_dir, pause)
         final = engine.segments_dir / name
         files.remove_tree(final)  # of an attempt that was written but could not be published
         sha256 = segment.publish(building, final, manifest)
@@ -96,6 +183,7 @@ def build_and_publish(engine: Engine, sealing: Sealing) -> None:
         segment=name,
         rows=manifest.rows,
         index_kind=manifest.factory,
+        codec=manifest.codec,
         nprobe=manifest.nprobe,
         candidates=manifest.candidates_10,
         recall=manifest.recall,
@@ -103,25 +191,47 @@ def build_and_publish(engine: Engine, sealing: Sealing) -> None:
     )
 
 
+def _drop(engine: Engine, names: Sequence[str]) -> None:
+    """Take segments away in which nothing lives any more."""
+    for name in names:
+        engine.replace_part(name, lambda view, name=name: view.without_part(name)).result()  # type: ignore[misc]
+
+
+def _encoding(engine: Engine, view: View, sealing: Sealing) -> Encoding:
+    """The codec that was asked for; where it has gone meanwhile, none: what is flat is encoded when there is one."""
+    if sealing.trains:
+        return Encoding()
+    codec = None if engine.codecs is None else engine.codecs.current()
+    if codec is not None:  # perhaps a later one than when it was decided, which is as good
+        return Encoding(False, codec.data, codec.record.trained_rows, codec.record.basis_rows)
+    owner = next((part.segment for part in view.parts if part.segment.manifest.codec == sealing.codec), None)
+    if owner is None or owner.manifest.flat:
+        return Encoding(flat=True)
+    return Encoding(False, owner.codec(), owner.manifest.trained_rows, owner.manifest.trained_rows_basis)
+
+
 def _new_name(sealing: Sealing) -> str:
-    """A name no earlier segment of this replica had: rows are never sealed twice together with the same ones."""
-    content = sealing.rids.tobytes() + "|".join(sealing.replaced).encode()
+    """A name no earlier segment of this replica had: rows are never sealed twice the same way from the same ones."""
+    content = sealing.rids.tobytes() + "|".join((*sealing.replaced, sealing.codec)).encode()
     return "segment-" + hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
-def _ordered(reader: RowsReader, rids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The rows that still exist, in segment order."""
-    keys = reader.keys([int(rid) for rid in rids])
-    hashed = [segment_build.position_key(document_id, ordinal) for document_id, ordinal in keys.values()]
-    return segment_build.in_order(list(keys), hashed)
+def _vectors_of(view: View, dim: int) -> segment_build.Reader:
+    """Vectors from where the view has them: segments' mapped files and the delta. Never SQLite."""
+    order = np.argsort(view.delta.rids, kind="stable")
 
-
-def _vectors_from(reader: RowsReader, dim: int) -> segment_build.Reader:
     def read(rids: NDArray[np.int64]) -> NDArray[np.float16]:
-        found, bad = reader.vectors([int(rid) for rid in rids])
-        if bad:
-            raise DamagedRowError(bad)
-        flat = b"".join(vector for vector in found if vector is not None)
-        return np.frombuffer(flat, dtype="<f2").reshape(len(rids), dim)
+        vectors = np.empty((len(rids), dim), dtype=np.float16)
+        found = 0
+        for part in view.parts:
+            inside = np.isin(rids, part.segment.rids[part.segment.positions(rids)])
+            vectors[inside] = part.segment.vectors[part.segment.positions(rids[inside])]
+            found += int(inside.sum())
+        at = np.searchsorted(view.delta.rids, rids, sorter=order)
+        at = order[np.minimum(at, max(0, len(order) - 1))] if len(order) else np.zeros(len(rids), dtype=np.int64)
+        inside = view.delta.rids[at] == rids if len(order) else np.zeros(len(rids), dtype=np.bool_)
+        vectors[inside] = view.delta.vectors[at[inside]]
+        assert found + int(inside.sum()) >= len(rids), "every live row of a view is in a part or in the delta"
+        return vectors
 
     return read

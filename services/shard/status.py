@@ -32,7 +32,7 @@ class _Imbalances:
         if found is None:
             if len(self._known) >= self._kept_max:
                 self._known.clear()
-            found = self._known[segment.directory] = segment.index.list_imbalance()
+            found = self._known[segment.directory] = segment.list_imbalance()
         return found
 
 

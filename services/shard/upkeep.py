@@ -6,9 +6,10 @@ import threading
 
 from observability.logs import logger
 from services.shard import sealing
-from services.shard.damage import DamagedRowError
+from services.shard.cpu_budget import CpuBudget, StoppedError
 from services.shard.engine import Engine, ReplicaFailedError
 from services.shard.scrub import Scrub
+from services.shard.segment import SegmentDamagedError
 from services.shard.store import StoreError, StoreFullError
 
 TICK_S = 1.0
@@ -28,6 +29,7 @@ class Upkeep:
         self._stop = threading.Event()
         self._backoff = 0
         self._checkpointed = -1
+        self._budget = CpuBudget(engine.config.background_cpu)
         self.scrub = Scrub(engine)
         self.builds = 0
         """Segments built since the start."""
@@ -46,6 +48,7 @@ class Upkeep:
     def stop(self) -> None:
         """Stop after the step under way; returns when the thread has ended."""
         self._stop.set()
+        self._budget.stop()
         self._wake.set()
         if self._thread.ident is not None:
             self._thread.join()
@@ -90,16 +93,17 @@ class Upkeep:
             self._backoff -= 1
             return
         while not self._stop.is_set():
-            sealing_due = sealing.due(self._engine.view, self._engine.config)
+            sealing_due = sealing.due_for(self._engine)
             if sealing_due is None:
                 return
             self.building = f"{len(sealing_due.rids)} rows in place of {len(sealing_due.replaced)} segments"
             try:
-                sealing.build_and_publish(self._engine, sealing_due)
+                sealing.build_and_publish(self._engine, sealing_due, self._budget)
                 self.builds += 1
-            except DamagedRowError as error:
-                self._engine.note_damage(error.names)
-                self._backoff = BACKOFF_TICKS
+            except SegmentDamagedError as error:
+                self._engine.ledger.add_part(error.segment, str(error))  # discarded in the next round
+                return
+            except StoppedError:
                 return
             finally:
                 self.building = ""

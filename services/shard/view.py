@@ -17,10 +17,9 @@ from services.shard import alive as bits
 from services.shard.analyzer import RowTerms
 from services.shard.damage import RowName
 from services.shard.delta import Delta
-from services.shard.segment import Segment
+from services.shard.segment import FLAT, Segment
 
 DIGEST_MODULUS = 1 << 128
-FLAT = "flat"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +50,8 @@ class Part:
     @classmethod
     def of(cls, segment: Segment, live_rids: NDArray[np.int64]) -> Part:
         """A part in which exactly the rows in `live_rids` are alive."""
-        mask = np.isin(segment.rids, live_rids)
+        mask = np.zeros(segment.rows, dtype=np.bool_)
+        mask[segment.positions(live_rids)] = True
         return cls(segment, bits.from_mask(mask), int(mask.sum()))
 
     def live_rids(self) -> NDArray[np.int64]:
@@ -129,7 +129,8 @@ class View:
         view is alive in the next.
         """
         kept = tuple(part for part in self.parts if part.segment.name not in replaced)
-        part = Part.of(segment, self.live_rids())
+        gone = [part.live_rids() for part in self.parts if part.segment.name in replaced]
+        part = Part.of(segment, np.concatenate([self.delta.rids[self.delta.live_positions()], *gone]))
         parts = tuple(sorted((*kept, part), key=lambda p: (-p.segment.rows, p.segment.name)))
         outside = ~np.isin(self.delta.rids, segment.rids)
         return replace(
@@ -139,6 +140,12 @@ class View:
             delta=self.delta.compacted(outside),
             index_epoch=index_epoch(parts, self.applied),
         )
+
+    def without_part(self, name: str) -> View:
+        """The view without a segment in which nothing lives."""
+        assert not any(part.live for part in self.parts if part.segment.name == name), f"{name} has live rows"
+        parts = tuple(part for part in self.parts if part.segment.name != name)
+        return replace(self, number=self.number + 1, parts=parts, index_epoch=index_epoch(parts, self.applied))
 
 
 def index_epoch(parts: tuple[Part, ...], applied: GtidSet) -> str:

@@ -177,7 +177,7 @@ class Workload:
 def _kind(due: sealing.Sealing) -> str:
     if not due.replaced:
         return "flush"
-    return "merge" if due.codec_of else "retrain"
+    return "retrain" if due.trains else "merge"
 
 
 def open_engine(

@@ -36,7 +36,7 @@ class FixedClock:
 def config(**changes: int) -> ShardConfig:
     """Small limits, a long queue, no disk reserve."""
     base = ShardConfig(disk_reserve_bytes=0, delta_rows_flush=200, train_rows_min=700, write_queue_max=4_096)
-    return replace(base, **changes)
+    return replace(base, background_cpu=1.0, **changes)
 
 
 def vector(seed: int, dim: int = DIM) -> bytes:

@@ -39,9 +39,15 @@ def change(dead: list[int], born: list[int], vectors: NDArray[np.float16]) -> Ch
     return Change(np.array(dead, dtype=np.int64), np.array(born, dtype=np.int64), vectors, 0, 0)
 
 
-def build_segment(directory: Path, name: str, rids: NDArray[np.int64], vectors: NDArray[np.float16]) -> Segment:
+def build_segment(
+    directory: Path,
+    name: str,
+    rids: NDArray[np.int64],
+    vectors: NDArray[np.float16],
+    encoding: segment_build.Encoding | None = None,
+) -> Segment:
     by_rid = dict(zip(rids.tolist(), vectors, strict=True))
-    plan = segment_build.Plan(name, rids, vectors.shape[1], None, 0, 0, 0.99, 1)
+    plan = segment_build.Plan(name, rids, vectors.shape[1], encoding or segment_build.Encoding(), 0.99)
     manifest, building = segment_build.build(
         plan, lambda asked: np.stack([by_rid[r] for r in asked.tolist()]), directory
     )
@@ -191,7 +197,7 @@ def test_recall_on_real_vectors() -> None:
         pytest.skip(f"{path} is not here")
     loaded = np.load(path, mmap_mode="r")
     vectors, queries = np.array(loaded[:6000]), loaded[6000:6200].astype(np.float32)
-    index = faiss_index.train(vectors.astype(np.float32), 2)
+    index = faiss_index.train(vectors.astype(np.float32), 1)
     index.add(vectors.astype(np.float32))
     chosen = segment_build.measure(index, vectors, 0.99)
     truth = np.argsort(-(queries @ vectors.astype(np.float32).T), axis=1)[:, :10]
