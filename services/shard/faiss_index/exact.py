@@ -1,0 +1,63 @@
+"""Brute force through FAISS: exact neighbours of queries over rows in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.shard.faiss_index.library import Bitmap, Floats, Positions, contiguous, faiss
+
+CHUNK_ROWS = 16_384
+
+
+def nearest(query: Floats, vectors: Floats, count: int, alive: Bitmap | None) -> tuple[Floats, Positions]:
+    """Exact inner-product search of one float32 query (dim,) over rows (n, dim), in the calling thread.
+
+    Returns (scores, positions), best first, of at most `count` rows whose bit in `alive` is set (None: all).
+    """
+    rows, dim = vectors.shape
+    count = min(count, rows)
+    scores = np.empty((1, count), dtype=np.float32)
+    found = np.empty((1, count), dtype=np.int64)
+    line = contiguous(query)
+    selector = None if alive is None else faiss.IDSelectorBitmap(alive)
+    faiss.knn_inner_product(
+        *(faiss.swig_ptr(line), faiss.swig_ptr(vectors), dim, 1, rows, count),
+        *(faiss.swig_ptr(scores), faiss.swig_ptr(found), selector),
+    )
+    kept = found[0] >= 0
+    return scores[0][kept], found[0][kept]
+
+
+def nearest_batch(
+    queries: Floats, vectors: NDArray[np.float16] | Floats, count: int, chunk_rows: int = CHUNK_ROWS
+) -> tuple[Floats, Positions]:
+    """Exact inner-product search of many queries (n, dim) over rows (m, dim), a chunk of rows in float32 at a time.
+
+    Returns (scores, positions), both (n, min(count, m)), best first. BLAS computes a chunk for all queries at once.
+    """
+    return merged(_chunks(contiguous(queries), vectors, count, chunk_rows), min(count, len(vectors)))
+
+
+def _chunks(
+    queries: Floats, vectors: NDArray[np.float16] | Floats, count: int, chunk_rows: int
+) -> Iterable[tuple[Floats, Positions]]:
+    for start in range(0, len(vectors), chunk_rows):
+        rows = contiguous(vectors[start : start + chunk_rows])
+        scores, found = faiss.knn(queries, rows, min(count, len(rows)), metric=faiss.METRIC_INNER_PRODUCT)
+        yield scores, found + start
+
+
+def merged(found: Iterable[tuple[Floats, Positions]], count: int) -> tuple[Floats, Positions]:
+    """The best `count` of several (scores, positions), each (n, any), best first."""
+    best: tuple[Floats, Positions] | None = None
+    for scores, positions in found:
+        if best is not None:
+            scores = np.concatenate([best[0], scores], axis=1)
+            positions = np.concatenate([best[1], positions], axis=1)
+        ranked = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+        best = np.take_along_axis(scores, ranked, axis=1), np.take_along_axis(positions, ranked, axis=1)
+    assert best is not None, "there is at least one row"
+    return best[0], np.asarray(best[1], dtype=np.int64)

@@ -1,0 +1,63 @@
+"""Candidates re-ranked with raw vectors: what a segment searches.
+
+FAISS's `IndexRefine` does both in one call, without a Python object per candidate: 200 candidates of 200k x 64 rows are
+re-ranked at the cost of the bare search plus some 10 microseconds.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from services.shard.faiss_index.candidates import CandidateIndex, selector_of
+from services.shard.faiss_index.kinds import Kind
+from services.shard.faiss_index.library import Bitmap, Floats, Positions, contiguous, faiss
+from services.shard.faiss_index.raw import RawVectors
+
+
+class RefinedIndex:
+    """Candidate index and raw vectors over the same positions. Searched by many threads, never changed."""
+
+    def __init__(self, index: CandidateIndex | None, raw: RawVectors) -> None:
+        """`index` None: every row is a candidate. Raises ValueError when the two differ in rows or dimensions."""
+        if index is not None and (index.rows, index.dim) != (raw.rows, raw.dim):
+            raise ValueError(
+                f"the index holds {index.rows} rows of {index.dim} dimensions, the raw vectors {raw.rows} of {raw.dim}"
+            )
+        self.index = index
+        self.raw = raw
+        base = None if index is None or not raw.rows else index.base()
+        self._refine = None if base is None else faiss.IndexRefine(base, raw.index)
+
+    def search(
+        self, queries: Floats, count: int, candidates: int, effort: int, alive: Bitmap | None
+    ) -> tuple[Floats, Positions]:
+        """(scores float32, positions), both (n, count), best first; -1 and -inf where nothing more was found.
+
+        The best `count` of `candidates` that a search of that effort finds among rows whose bit in `alive` is set
+        (None: all). Scores are exact but for float32 rounding.
+        """
+        lines = contiguous(queries)
+        depth = min(count, self.raw.rows)
+        result = np.full((len(lines), count), -np.inf, dtype=np.float32), np.full((len(lines), count), -1, np.int64)
+        if not depth or not len(lines):
+            return result
+        scores, found = self._search(lines, depth, min(max(candidates, depth), self.raw.rows), effort, alive)
+        result[0][:, :depth] = np.where(found >= 0, scores, -np.inf)
+        result[1][:, :depth] = found
+        return result
+
+    def _search(
+        self, lines: Floats, count: int, candidates: int, effort: int, alive: Bitmap | None
+    ) -> tuple[Floats, Positions]:
+        if self.index is None or self.index.kind is Kind.FLAT:
+            return self.raw.search(lines, count, alive)
+        if self._refine is None:
+            return self.raw.best_of(lines, self.index.search(lines, candidates, effort, alive), count)
+        selector = selector_of(alive)
+        effort = max(effort, candidates) if self.index.kind is Kind.HNSW else effort
+        # FAISS takes int(count * k_factor) in float32: half a row more survives the rounding.
+        parameters = faiss.IndexRefineSearchParameters(
+            k_factor=(candidates + 0.5) / count, base_index_params=self.index.parameters(effort, selector)
+        )
+        scores, found = self._refine.search(lines, count, params=parameters)
+        return scores, np.asarray(found, dtype=np.int64)
