@@ -341,7 +341,8 @@ class RowsWriter(RowsReader):
         row = self.database.first(
             "SELECT document, ordinal, hlc, src, vec, payload, sum FROM passages WHERE rid = ?", (rid,)
         )
-        assert row is not None, "the row was listed in this transaction"
+        if row is None:  # it was listed in this transaction
+            raise StoreCorruptError(f"{self.database.path}: row {rid} of passages is not where its rid belongs")
         passage = passage_of(row)
         if isinstance(passage, RowName):
             self._damaged.append(passage)

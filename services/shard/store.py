@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,8 @@ class Database:
             return list(self._connection.execute(sql, tuple(parameters)))
         except apsw.Error as error:
             raise _ours(self.path, error) from error
+        except UnicodeDecodeError:
+            return list(self._salvaged(sql, parameters))
 
     def first(self, sql: str, parameters: Sequence[Value] = ()) -> Row | None:
         """The first row, or None. Raises StoreError."""
@@ -104,8 +107,32 @@ class Database:
 
     def each(self, sql: str, parameters: Sequence[Value] = ()) -> Iterator[Row]:
         """Rows one by one, for results too large to hold. Raises StoreError."""
+        given = 0
         with _translated(self.path):
-            yield from self._connection.execute(sql, tuple(parameters))
+            try:
+                for row in self._connection.execute(sql, tuple(parameters)):
+                    given += 1
+                    yield row
+            except UnicodeDecodeError:
+                yield from islice(self._salvaged(sql, parameters), given, None)
+
+    def _salvaged(self, sql: str, parameters: Sequence[Value]) -> Iterator[Row]:
+        """The rows of a query of which some text is not UTF-8 since a bit flipped, with U+FFFD where it is not: no
+        checksum holds over that, so the row is damaged like any other. Raises StoreCorruptError for other statements.
+        """
+        if not sql.lstrip().startswith("SELECT"):
+            raise StoreCorruptError(f"{self.path}: text that is not UTF-8")
+        with _translated(self.path):
+            names = [column[0] for column in self._connection.execute(sql, tuple(parameters)).get_description()]
+            columns = [f"CASE typeof({name}) WHEN 'text' THEN CAST({name} AS BLOB) ELSE {name} END" for name in names]
+            types = [f"typeof({name})" for name in names]
+            wrapped = f"SELECT {', '.join(columns + types)} FROM ({sql})"  # noqa: S608 # statements of our own
+            for row in self._connection.execute(wrapped, tuple(parameters)):
+                values, kinds = row[: len(names)], row[len(names) :]
+                yield tuple(
+                    bytes(value).decode(errors="replace") if kind == "text" else value
+                    for value, kind in zip(values, kinds, strict=True)
+                )
 
     def many(self, sql: str, parameters: Sequence[Sequence[Value]]) -> None:
         """Run one statement for each tuple of parameters. Raises StoreError."""

@@ -30,22 +30,26 @@ REFUSALS = (StoreError, DamagedRowError, PartDamagedError, search.ViewExpiredErr
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A replica's files with a log that has not been moved into the database, and what is in it."""
+    """A replica's files, and what is in them."""
 
     image: Image
     known: Known
 
     @classmethod
-    def make(cls, directory: Path, seed: int) -> Subject:
+    def make(cls, directory: Path, seed: int, *, log: bool) -> Subject:
+        """`log`: with a log that has not been moved into the database; it hides most of the database's pages."""
         (directory / REPLICA).mkdir(parents=True)
         load = Workload(directory, seed)
         load.open()
         load.run(ROUNDS)
         load.write(2)
+        if not log:
+            load.close()
         disk = Disk(directory)
         image = disk.image(Loss.NONE, random.Random(seed))
         disk.close()
-        load.close()
+        if log:
+            load.close()
         kept = {path: data for path, data in image.entries.items() if path.split("/")[0] == REPLICA}
         return cls(Image(kept), load.known())
 
@@ -92,7 +96,7 @@ def random_flip(subject: Subject, random_: random.Random, *, opened: bool) -> Da
 
 
 def survives(subject: Subject, damage: Damage, root: Path, peer: Engine) -> tuple[list[str], str]:
-    """(everything served that is wrong, how it ended: "refused", "repaired", "unharmed")."""
+    """(everything served that is wrong, how it ended: "refused", "repaired", "behind", "unharmed")."""
     subject.image.write_to(root)
     if not damage.opened:
         damage.inflict(root)
@@ -105,13 +109,14 @@ def survives(subject: Subject, damage: Damage, root: Path, peer: Engine) -> tupl
         if damage.opened:
             damage.inflict(root)
         wrong = answers_wrong(engine, subject.known)
+        behind = engine.view.applied != peer.view.applied
         found = _made_whole(engine, peer)
         if fatal or engine.failure:
             return wrong, "refused"
         if engine.damaged or engine.ledger.parts or engine.view.applied != peer.view.applied:
             wrong.append(f"not repaired: {sorted(map(str, engine.damaged))[:3]} {engine.ledger.parts}")
         wrong += [f"after the repair: {each}" for each in answers_wrong(engine, subject.known)]
-        return wrong, "repaired" if found else "unharmed"
+        return wrong, "repaired" if found else "behind" if behind else "unharmed"
     finally:
         _close(engine)
 
@@ -172,7 +177,7 @@ def _wrong_searches(engine: Engine, documents: dict) -> list[str]:  # type: igno
     rows = {(row.document_id, row.ordinal): row for _, passages in documents.values() for row in passages}
     queries = np.random.default_rng(1).standard_normal((QUERIES, DIM)).astype(np.float32)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    wrong = []
+    wrong: list[str] = []
     for exact, k in ((True, len(rows) + 5), (False, 10)):
         task = search.SearchTask(queries, k, exact=exact, include_payload=True)
         for query, result in zip(queries, search.run(engine.view, engine.readers, task), strict=True):

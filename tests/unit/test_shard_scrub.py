@@ -100,6 +100,7 @@ ROWS = {
     "ordinal": "UPDATE passages SET ordinal = 40 WHERE document = 'd5' AND ordinal = 1",
     "version": "UPDATE passages SET hlc = hlc + 4 WHERE document = 'd5' AND ordinal = 1",
     "document": "UPDATE passages SET document = 'x' WHERE document = 'd5' AND ordinal = 1",
+    "document that is not UTF-8": "UPDATE passages SET document = CAST(x'ee31' AS TEXT) WHERE document = 'd5'",
     "row gone": "DELETE FROM passages WHERE document = 'd5' AND ordinal = 1",
     "count of a head": "UPDATE heads SET n = 1 WHERE document = 'd5'",
     "version of a head": "UPDATE heads SET hlc = hlc + 64 WHERE document = 'd5'",
