@@ -148,6 +148,6 @@ def mean_squared(errors: Floats) -> float:
 
 
 def imbalance(lengths: Positions) -> float:
-    """Mean squared length / squared mean length; 1 for no rows at all."""
+    """Mean squared length / squared mean length; 0 for no rows at all."""
     sizes = lengths.astype(np.float64)
-    return float(np.square(sizes).mean() / sizes.mean() ** 2) if sizes.any() else 1.0
+    return float(np.square(sizes).mean() / sizes.mean() ** 2) if sizes.any() else 0.0
