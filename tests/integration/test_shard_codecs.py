@@ -73,6 +73,17 @@ async def assert_found(nodes: list[ShardNode], written: list[WriteBatch]) -> Non
             assert (hit.document_id, hit.ordinal) == (entry.passages[0].document_id, 0)
 
 
+def encoded(nodes: list[ShardNode], codec: CodecRecord | None) -> bool:
+    """Whether every segment of every node is built with the codec, and index epochs say so."""
+    views = [node.replica.engine.view for node in nodes if node.replica.engine is not None]
+    return codec is not None and all(
+        bool(view.parts)
+        and {part.segment.manifest.codec for part in view.parts} == {codec.short}
+        and view.index_epoch.startswith(f"{codec.short}-")
+        for view in views
+    )
+
+
 def agreed(nodes: list[ShardNode], generation: int) -> bool:
     found = records(nodes)
     return len(set(found)) == 1 and found[0] is not None and found[0].generation == generation
@@ -88,6 +99,7 @@ async def test_one_node_trains_and_all_have_the_same_codec(trio: list[ShardNode]
     assert [len(store(node).records()) for node in trio] == [1] * NODES, "nobody else trained"
     files = {(store(node).directory / f"{record.sha256}.faiss").read_bytes() for node in trio}
     assert len(files) == 1
+    await eventually(lambda: encoded(trio, record))
     await assert_found(trio, written)
 
 
@@ -126,6 +138,8 @@ async def test_growth_makes_the_next_generation_and_searches_stay_right(trio: li
     assert first is not None
     assert second is not None
     assert second.basis_rows > 2 * first.basis_rows
+    await assert_found(trio, written)  # segments of both generations are searched
+    await eventually(lambda: encoded(trio, second))
     await assert_found(trio, written)
 
 
