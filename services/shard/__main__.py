@@ -23,7 +23,9 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
     """Serve until asked to stop."""
     node = Node(config, lifecycle.node, topology_file.load(config), SYSTEM_CLOCK)
     pool = SearchPool(config.shard.search_threads, config.shard.search_queue_max, SYSTEM_CLOCK)
-    introspection = Introspection(node.replicas.values(), node.codecs.stores, lambda: pool.idle, SYSTEM_CLOCK)
+    introspection = Introspection(
+        node.replicas.values(), node.codecs.stores, lambda: pool.idle, SYSTEM_CLOCK, config.shard.background_cpu
+    )
     servicer = ShardServicer(config, node, pool, SYSTEM_CLOCK)
     server = await MeshServer.start(
         config,

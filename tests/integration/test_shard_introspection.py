@@ -186,7 +186,7 @@ async def test_a_defect_in_measuring_ends_nothing(node: ShardNode, monkeypatch: 
     tried = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def broken() -> float:
+    def broken() -> None:
         loop.call_soon_threadsafe(tried.set)
         raise RuntimeError("a defect")
 
