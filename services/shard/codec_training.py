@@ -23,6 +23,7 @@ from services.shard.background import in_background
 from services.shard.codec_policy import Basis, Fit
 from services.shard.codec_sources import CollectionSource, SampleError
 from services.shard.codecs import CodecRecord, CodecRefusedError, CodecStore
+from services.shard.faiss_index import DEFAULT_KIND, Kind
 
 FIT_ROWS = 2_048
 """Rows held out of training, and drawn later to see whether the codec still fits them."""
@@ -49,18 +50,32 @@ class Subject:
     store: CodecStore
     order: Sequence[str]
     """Nodes that host the collection, in the mesh file's order."""
+    kind: Kind = DEFAULT_KIND
 
 
-def train(sample: NDArray[np.float16], threads: int = 1) -> Trained:
-    """Train on float16 rows (n, dim); some are held out to measure the fit. Deterministic."""
+def train(sample: NDArray[np.float16], kind: Kind = DEFAULT_KIND, lists: int | None = None) -> Trained:
+    """Train on float16 rows (n, dim) in the calling thread; some are held out to measure the fit. Deterministic.
+
+    `lists`: wanted, if the rows suffice for so many; None: as many as suit the sample itself. Raises SampleError when
+    the kind needs more rows.
+    """
     order = np.random.default_rng(faiss_index.SEED).permutation(len(sample))
     held_out, used = np.split(order, [min(FIT_ROWS, len(order) // 8)])
     rows = np.empty((len(used), sample.shape[1]), dtype=np.float32)
     for start in range(0, len(used), ROWS_PER_COPY):
         rows[start : start + ROWS_PER_COPY] = sample[used[start : start + ROWS_PER_COPY]]
-    index = faiss_index.train(rows, threads)
+    lists = faiss_index.inverted_lists(len(rows)) if lists is None else min(lists, lists_max(len(rows)))
+    try:
+        index = faiss_index.train(rows, 1, kind, lists)
+    except ValueError as error:
+        raise SampleError(str(error)) from error
     data = index.codec()
     return Trained(index.factory, data, len(rows), fit_of(data, sample[held_out]))
+
+
+def lists_max(rows: int) -> int:
+    """The most lists, a power of two, that k-means can place with so many rows."""
+    return 1 << max(0, int(rows / faiss_index.TRAIN_POINTS_PER_CENTROID_MIN).bit_length() - 1)
 
 
 def fit_of(codec: bytes, rows: NDArray[np.float16]) -> Fit:
@@ -144,7 +159,7 @@ class CodecTraining:
         sample = await subject.source.sample(live, policy.training_rows(rows, lists, subject.source.dim))
         if not len(sample):
             raise SampleError(f"no rows of {collection!r} could be read")
-        trained = await in_background("codec-training", lambda: train(sample))
+        trained = await in_background("codec-training", lambda: train(sample, subject.kind, lists))
         if subject.store.record() != record:
             return False  # a greater one came while this one was trained
         made = CodecRecord(

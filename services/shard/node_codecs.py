@@ -13,6 +13,7 @@ from services.shard.codec_exchange import CodecExchange
 from services.shard.codec_sources import CollectionSource, ShardSource, Stub
 from services.shard.codec_training import CodecTraining, Subject
 from services.shard.codecs import CodecStore, family
+from services.shard.faiss_index import DEFAULT_KIND, Kind
 from services.shard.hosted import HostedReplica
 
 CODECS_DIR = "codecs"
@@ -36,7 +37,9 @@ class NodeCodecs:
         directory = self._config.data_dir / "nodes" / self._name / CODECS_DIR
         for collection in sorted({collection for collection, _, _ in self._topology.replicas_of(self._name)}):
             dim = self._config.collections[collection].dim
-            self.stores[collection] = CodecStore(directory / collection, collection, index_family(dim), dim)
+            self.stores[collection] = CodecStore(
+                directory / collection, collection, index_family(DEFAULT_KIND, dim), dim
+            )
 
     def start(self, replicas: Replicas, stubs: Mapping[str, Stub]) -> list[asyncio.Task[None]]:
         """Begin to exchange and to train; the tasks to cancel at the end. `stubs`: by name, of the other nodes."""
@@ -88,6 +91,6 @@ class NodeCodecs:
         return forget
 
 
-def index_family(dim: int) -> str:
-    """The family of factory strings that codecs of the collection have."""
-    return family(f"IVF1,PQ{faiss_index.subquantizers(dim)}x4fs")
+def index_family(kind: Kind, dim: int) -> str:
+    """The family of factory strings that codecs of the kind have."""
+    return family(faiss_index.factory_string(kind, dim, 1))

@@ -11,15 +11,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from services.shard import codec_training, faiss_index
+from services.shard import codec_training
 from services.shard.codec_sources import SampleError
 from services.shard.codec_training import FIT_EVERY_ROUNDS, CodecTraining, Subject
-from services.shard.codecs import CodecRecord, CodecStore, family
+from services.shard.codecs import CodecRecord, CodecStore
+from services.shard.faiss_index import Kind
+from services.shard.node_codecs import index_family
 from tests.unit.shard_rows import DIM, FixedClock
 
 ROWS_MIN = 500
 ORDER = ("n1", "n2")
-KIND = family(f"IVF1,PQ{faiss_index.subquantizers(DIM)}x4fs")
+KIND = index_family(Kind.IVF_PQ_FASTSCAN, DIM)
 BLANK = CodecRecord(generation=7, sha256="", factory="", trained_rows=700, basis_rows=700)
 
 
@@ -117,6 +119,28 @@ async def test_drift_makes_the_next_generation(tmp_path: Path, monkeypatch: pyte
     assert record is not None
     assert record.generation == 2
     assert not await task.look(subject), "the new codec fits"
+
+
+async def test_lists_are_for_the_rows_of_a_shard_not_of_the_sample(tmp_path: Path) -> None:
+    rows = Rows({0: 30_000, 1: 30_000}, lambda rows: spread(min(rows, 2_000)))
+    subject = subject_of(tmp_path, rows)
+    assert await training(subject).look(subject)
+    record = subject.store.record()
+    assert record is not None
+    assert record.factory == "IVF32,PQ4x4fs", "512 for 30,000 rows, but the 1,750 that came can place no more than 32"
+
+
+@pytest.mark.parametrize("kind", [Kind.IVF_SQ8, Kind.BINARY_IVF, Kind.HNSW])
+def test_every_kind_with_a_codec_can_be_stored(tmp_path: Path, kind: Kind) -> None:
+    made = codec_training.train(spread(1_000).astype(np.float16), kind)
+    store = CodecStore(tmp_path, "docs", index_family(kind, DIM), DIM)
+    assert store.offer(replace(BLANK, sha256=hashlib.sha256(made.data).hexdigest(), factory=made.factory), made.data)
+    assert made.fit.imbalance >= 1
+
+
+def test_too_few_rows_for_a_kind_are_named() -> None:
+    with pytest.raises(SampleError, match=r"ivf-pq with .* needs at least 256 training rows, not 88"):
+        codec_training.train(spread(100).astype(np.float16), Kind.IVF_PQ)
 
 
 async def test_only_the_owner_trains(tmp_path: Path) -> None:
