@@ -11,6 +11,9 @@ MetadataKind = Literal["text", "integer", "number", "flag"]
 """Type of a declared metadata field. A number also takes integers, as the nearest double."""
 
 
+IndexKind = Literal["flat", "ivf-pq-fastscan", "ivf-pq", "opq-ivf-pq", "binary-ivf", "ivf-sq8", "hnsw"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeshConfig:
     """`[mesh]`: what the whole mesh shares."""
@@ -207,6 +210,8 @@ class CollectionConfig:
     allow_weak: bool = False
     """Permit R + W <= N; QUORUM is then marked weak in replies."""
     dim: int = 384
+    index: IndexKind = "ivf-pq-fastscan"
+    """How candidates are found in segments; raw vectors rank them whatever the kind."""
     embedding_model: str = "all-MiniLM-L6-v2"
     """Model id that vectors of this collection must come from."""
     embedding_revision: str = ""

@@ -23,6 +23,7 @@ from services.runtime.config import LexicalConfig, MetadataKind, ShardConfig
 from services.shard import files, opening
 from services.shard.codecs import Codec
 from services.shard.damage import DamagedRowError, DamageLedger, RowName
+from services.shard.faiss_index import DEFAULT_KIND, Kind
 from services.shard.filtering import Filters
 from services.shard.lexical_ahead import TermsAhead
 from services.shard.lexical_search import Lexical, lexical_of
@@ -79,10 +80,11 @@ class Engine:
         metadata: Mapping[str, MetadataKind] | None = None,
         lexical: Lexical | None = None,
         codecs: CodecSource | None = None,
+        kind: Kind = DEFAULT_KIND,
     ) -> None:
         """Open or create the database in `directory` and rebuild the view. `metadata`: what filters may name;
         `lexical`: how words are searched, by default as in a collection that says nothing. `codecs`: what segments are
-        encoded with; None: the replica trains for itself.
+        encoded with; None: the replica trains for itself, codecs of this `kind`.
 
         Raises StoreError, DamagedRowError.
         """
@@ -94,6 +96,7 @@ class Engine:
         self.hooks = hooks or Hooks()
         self.clock = clock
         self.codecs = codecs
+        self.kind = kind
         self._database = Database(directory / DATABASE_FILE, writable=True)
         repaired = opening.prepare(self._database, replica_id)
         self.filters = Filters(MetadataIndex(metadata or {}))

@@ -19,6 +19,7 @@ from services.runtime.topology_file import ShardTopology, Topology, replica_prob
 from services.shard.canary import Canary
 from services.shard.damage import DamagedRowError
 from services.shard.engine import Engine, Hooks
+from services.shard.faiss_index import Kind
 from services.shard.hosted import HostedReplica
 from services.shard.lexical_search import lexical_of
 from services.shard.node_codecs import NodeCodecs
@@ -125,7 +126,8 @@ class Node:
             hooks,
             collection.metadata,
             lexical_of(collection.lexical),
-            self.codecs.stores[replica.collection],
+            self.codecs.stores.get(replica.collection),
+            Kind(collection.index),
         )
 
 

@@ -13,7 +13,7 @@ from services.shard.codec_exchange import CodecExchange
 from services.shard.codec_sources import CollectionSource, ShardSource, Stub
 from services.shard.codec_training import CodecTraining, Subject
 from services.shard.codecs import CodecStore, family
-from services.shard.faiss_index import DEFAULT_KIND, Kind
+from services.shard.faiss_index import Kind
 from services.shard.hosted import HostedReplica
 
 CODECS_DIR = "codecs"
@@ -36,10 +36,12 @@ class NodeCodecs:
         """Read what is on disk. Blocks. Raises OSError."""
         directory = self._config.data_dir / "nodes" / self._name / CODECS_DIR
         for collection in sorted({collection for collection, _, _ in self._topology.replicas_of(self._name)}):
-            dim = self._config.collections[collection].dim
-            self.stores[collection] = CodecStore(
-                directory / collection, collection, index_family(DEFAULT_KIND, dim), dim
-            )
+            settings = self._config.collections[collection]
+            kind = Kind(settings.index)
+            if kind is Kind.FLAT:
+                continue  # nothing to train
+            named = index_family(kind, settings.dim)
+            self.stores[collection] = CodecStore(directory / collection, collection, named, settings.dim)
 
     def start(self, replicas: Replicas, stubs: Mapping[str, Stub]) -> list[asyncio.Task[None]]:
         """Begin to exchange and to train; the tasks to cancel at the end. `stubs`: by name, of the other nodes."""
@@ -77,7 +79,8 @@ class NodeCodecs:
             others = {voter.node: stubs[voter.node] for voter in members.voters if voter.node in stubs}
             sources.append(ShardSource(shard, replicas.get((collection, shard)), others))
         source = CollectionSource(collection, self._config.collections[collection].dim, sources)
-        return Subject(source, self.stores[collection], self._hosts(collection))
+        kind = Kind(self._config.collections[collection].index)
+        return Subject(source, self.stores[collection], self._hosts(collection), kind)
 
     def _forget_unused(self, replicas: Replicas) -> Callable[[str], None]:
         def forget(collection: str) -> None:

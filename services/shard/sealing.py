@@ -22,6 +22,7 @@ from services.runtime.config import ShardConfig
 from services.shard import files, segment, segment_build
 from services.shard.cpu_budget import CpuBudget
 from services.shard.engine import Engine
+from services.shard.faiss_index import Kind
 from services.shard.lexical_view import lexical_sources
 from services.shard.segment import FLAT
 from services.shard.segment_build import Encoding
@@ -130,6 +131,8 @@ def due_for(engine: Engine) -> Sealing | None:
 
 
 def _shared(engine: Engine) -> Shared | None:
+    if engine.kind is Kind.FLAT:
+        return Shared(FLAT)
     if engine.codecs is None:
         return None
     codec = engine.codecs.current()
@@ -200,7 +203,7 @@ def _drop(engine: Engine, names: Sequence[str]) -> None:
 def _encoding(engine: Engine, view: View, sealing: Sealing) -> Encoding:
     """The codec that was asked for; where it has gone meanwhile, none: what is flat is encoded when there is one."""
     if sealing.trains:
-        return Encoding()
+        return Encoding(kind=engine.kind)
     codec = None if engine.codecs is None else engine.codecs.current()
     if codec is not None:  # perhaps a later one than when it was decided, which is as good
         return Encoding(False, codec.data, codec.record.trained_rows, codec.record.basis_rows)

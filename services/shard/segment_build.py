@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.shard import faiss_index, lexical_segment, scoring, segment
+from services.shard.faiss_index import DEFAULT_KIND, Kind
 from services.shard.faiss_index.library import VERSION
 from services.shard.lexical_segment import LexicalSource
 from services.shard.segment import FLAT, Manifest
@@ -43,6 +44,8 @@ class Encoding:
     codec: bytes | None = None
     trained_rows: int = 0
     trained_rows_basis: int = 0
+    kind: Kind = DEFAULT_KIND
+    """What is trained, when something is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +119,7 @@ def _trained(plan: Plan, read: Reader) -> faiss_index.CandidateIndex:
     rows = len(plan.rids)
     chosen = np.random.default_rng(faiss_index.SEED).permutation(rows)[: _sample_rows(rows)]
     sample = read(plan.rids[np.sort(chosen)]).astype(np.float32)
-    return faiss_index.train(sample, 1)
+    return faiss_index.train(sample, 1, plan.encoding.kind)
 
 
 def _sample_rows(rows: int) -> int:

@@ -30,7 +30,7 @@ from services.runtime.topology_file import CollectionTopology, Voter
 from services.shard import files
 from services.shard.codecs import CodecRecord, CodecRefusedError, CodecStore
 from services.shard.engine import DATABASE_FILE
-from services.shard.faiss_index import DEFAULT_KIND
+from services.shard.faiss_index import Kind
 from services.shard.node_codecs import CODECS_DIR, index_family
 from services.shard.object_store import ObjectDamagedError, ObjectStore, fetch, read_small, verify
 from services.shard.rows_reader import RowsReader
@@ -231,12 +231,14 @@ def _offer_codecs(
     config: Config, collection: str, topology: CollectionTopology, shards: Iterable[Shard], staging: Path
 ) -> None:
     """Give the snapshot's codecs to the nodes; a greater codec that a node has already stays current."""
-    dim = config.collections[collection].dim
+    settings = config.collections[collection]
+    kind = Kind(settings.index)
+    if kind is Kind.FLAT:
+        return
+    named = index_family(kind, settings.dim)
     nodes = {voter.node for members in topology.shards.values() for voter in members.voters}
     stores = [
-        CodecStore(
-            config.data_dir / "nodes" / node / CODECS_DIR / collection, collection, index_family(DEFAULT_KIND, dim), dim
-        )
+        CodecStore(config.data_dir / "nodes" / node / CODECS_DIR / collection, collection, named, settings.dim)
         for node in sorted(nodes)
     ]
     for shard in shards:
