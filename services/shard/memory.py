@@ -9,8 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from services.shard.engine import Engine
+from services.shard.faiss_index import Kind
 from services.shard.segment import INDEX_FILE
 from services.shard.view import View
+
+HELD = frozenset({Kind.IVF_PQ_FASTSCAN, Kind.BINARY_IVF})
+"""Index kinds that FAISS copies into memory when it opens their file; all others stay in the page cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +40,12 @@ def view_parts(view: View) -> Iterator[MemoryPart]:
     yield MemoryPart("delta", block.used * row_bytes)
     yield MemoryPart("lexical delta", delta.lexical.bytes)
     yield MemoryPart("alive", delta.alive.nbytes + sum(part.alive.nbytes for part in view.parts))
-    indexed = [part.segment.directory for part in view.parts if not part.segment.manifest.flat]
-    index = sum((directory / INDEX_FILE).stat().st_size for directory in indexed)
+    found = [
+        part.segment.directory
+        for part in view.parts
+        if part.segment.index is not None and part.segment.index.kind in HELD
+    ]
+    index = sum((directory / INDEX_FILE).stat().st_size for directory in found)
     yield MemoryPart("index", index)
     yield MemoryPart("segment files", sum(part.segment.bytes_on_disk() for part in view.parts) - index, mapped=True)
 
