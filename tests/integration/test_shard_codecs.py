@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from ostraka.v1 import shard_pb2
 from services.quorum.rows import WriteBatch
 from services.runtime.config import Config
+from services.runtime.config_sections import IndexKind
 from services.shard import codec_service
 from services.shard.codecs import CodecRecord, CodecStore
 from tests.integration.shard_nodes import (
@@ -101,6 +103,26 @@ async def test_one_node_trains_and_all_have_the_same_codec(trio: list[ShardNode]
     assert len(files) == 1
     await eventually(lambda: encoded(trio, record))
     await assert_found(trio, written)
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf-sq8", "binary-ivf", "hnsw"])
+async def test_kinds_are_trained_shared_and_searched_alike(tmp_path: Path, kind: IndexKind) -> None:
+    plain = nodes_config(tmp_path, 2, batch_rows_max=1_024, batch_bytes_max=1 << 20, **SETTINGS)
+    collections = {name: replace(each, index=kind) for name, each in plain.collections.items()}
+    config = replace(plain, collections=collections)
+    nodes = [await ShardNode(config, f"n{number}").start() for number in (1, 2)]
+    try:
+        gossip(*nodes)
+        written = await ingest(nodes[0], 1, 7)
+        await eventually(lambda: nodes[0].applied == nodes[1].applied)
+        if kind == "flat":
+            await eventually(lambda: all(node.replica.engine and node.replica.engine.view.parts for node in nodes))
+        else:
+            await eventually(lambda: agreed(nodes, 1) and encoded(nodes, records(nodes)[0]))
+        await assert_found(nodes, written)
+    finally:
+        for node in nodes:
+            await node.stop()
 
 
 async def test_the_next_node_trains_when_the_owner_is_dead(trio: list[ShardNode]) -> None:
