@@ -1,0 +1,160 @@
+"""Searches of one replica, in process, while rows arrive: their p95 beside the p95 of the same searches idle.
+
+    python -m benchmarks.ingest_search [--rows 50000] [--rate 500] [--seconds 60] [--dim 384] [--flush 8192]
+
+Capacity is measured first, by searching one query after the other in one thread. Then the same open-loop arrivals, at
+30 % of capacity, run twice: idle, and while batches of 50 rows arrive at the rate and upkeep flushes and merges.
+Latency counts from the scheduled arrival. After each acknowledgement a search for a row of the batch must find it.
+Exits 1 when one does not, or when the span held no flush or no merge.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.bulk import Rows, write
+from services.runtime.clock import SYSTEM_CLOCK
+from services.runtime.config import ShardConfig
+from services.shard import view_search
+from services.shard.engine import Engine
+from services.shard.faiss_index import use_one_thread
+from services.shard.upkeep import Upkeep
+
+K = 10
+BATCH = 50
+LOAD = 0.3
+SEED = 11
+
+
+def main() -> None:
+    """Fill a replica, search it idle and beside writes, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=50_000)
+    parser.add_argument("--rate", type=float, default=500.0, help="rows per second")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--dim", type=int, default=384)
+    parser.add_argument("--flush", type=int, default=8_192)
+    parser.add_argument("--out", type=Path, default=Path("reports/ingest_search.json"))
+    arguments = parser.parse_args()
+    use_one_thread()
+    config = ShardConfig(disk_reserve_bytes=0, delta_rows_flush=arguments.flush)
+    rows = Rows(arguments.dim, SEED)
+    with tempfile.TemporaryDirectory() as directory:
+        engine = Engine(Path(directory), "bench", 1, arguments.dim, config, SYSTEM_CLOCK)
+        report = _run(engine, rows, arguments.rows, arguments.rate, arguments.seconds)
+        engine.close()
+    print(f"{'':>14} {'searches':>9} {'p50 ms':>8} {'p95 ms':>8} {'p99 ms':>8}")
+    for name in ("idle", "beside writes"):
+        line = report[name]
+        print(f"{name:>14} {line['searches']:>9} {line['p50_ms']:>8.3f} {line['p95_ms']:>8.3f} {line['p99_ms']:>8.3f}")
+    print(
+        f"ratio of p95 {report['ratio']:.2f}; flushes {report['flushes']}, merges {report['merges']}; "
+        f"{report['rows_written']} rows, not found at once: {report['missing']}"
+    )
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if report["missing"]:
+        sys.exit("an acknowledged row was not in the next search")
+    if not report["flushes"] or not report["merges"]:
+        sys.exit("the span held no flush or no merge: make it longer, or --flush smaller")
+
+
+def _run(engine: Engine, rows: Rows, count: int, rate: float, seconds: float) -> dict[str, Any]:
+    upkeep = Upkeep(engine)
+    for start in range(0, count, BATCH):
+        write(engine, rows, start, min(BATCH, count - start))
+        if engine.view.delta.live >= engine.config.delta_rows_flush:
+            upkeep.step(1)
+    upkeep.stop()
+    queries = rows.queries(256)
+    began = time.perf_counter()
+    for query in queries:
+        view_search.search(engine.view, query[None, :], K, exact=False)
+    capacity = len(queries) / (time.perf_counter() - began)
+    arrivals = np.cumsum(np.random.default_rng(SEED).exponential(1 / (LOAD * capacity), int(LOAD * capacity * seconds)))
+    idle = _searched(engine, queries, arrivals)
+    upkeep = Upkeep(engine)
+    upkeep.start()
+    writer = _Writes(engine, rows, count, rate, upkeep.wake)
+    writer.start()
+    busy = _searched(engine, queries, arrivals)
+    writer.stop.set()
+    writer.join()
+    upkeep.stop()
+    return {
+        "rows": count,
+        "rate": rate,
+        "dim": rows.dim,
+        "capacity_per_s": capacity,
+        "idle": _summary(idle),
+        "beside writes": _summary(busy),
+        "ratio": float(np.percentile(busy, 95) / np.percentile(idle, 95)),
+        "flushes": writer.flushes,
+        "merges": writer.merges,
+        "rows_written": writer.written,
+        "missing": writer.missing,
+    }
+
+
+class _Writes(threading.Thread):
+    """Rows at a rate; after each batch a search for its last row."""
+
+    def __init__(self, engine: Engine, rows: Rows, first: int, rate: float, wake: Callable[[], None]) -> None:
+        super().__init__(name="writes")
+        self._engine, self._rows, self._next, self._rate, self._wake = engine, rows, first, rate, wake
+        self._parts = {part.segment.name for part in engine.view.parts}
+        self.stop = threading.Event()
+        self.written = self.missing = self.flushes = self.merges = 0
+
+    def run(self) -> None:
+        use_one_thread()
+        due = time.perf_counter()
+        while not self.stop.wait(max(0.0, due - time.perf_counter())):
+            due += BATCH / self._rate
+            vectors = write(self._engine, self._rows, self._next, BATCH)
+            self._next += BATCH
+            self.written += BATCH
+            query = vectors[-1:].astype(np.float32)
+            found = view_search.search(self._engine.view, query, 1, exact=False)[0]
+            self.missing += not (len(found.scores) and found.scores[0] >= float(query[0] @ query[0]) - 1e-4)
+            self._wake()
+            self._count()
+
+    def _count(self) -> None:
+        parts = {part.segment.name for part in self._engine.view.parts}
+        if parts - self._parts:
+            merged = bool(self._parts - parts)
+            self.merges += merged
+            self.flushes += not merged or self._engine.view.delta.live < self._engine.config.delta_rows_flush
+            self._parts = parts
+
+
+def _searched(engine: Engine, queries: NDArray[np.float32], arrivals: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Seconds from each scheduled arrival to its answer, one thread."""
+    times = np.empty(len(arrivals))
+    origin = time.perf_counter()
+    for number, arrival in enumerate(arrivals):
+        time.sleep(max(0.0, origin + arrival - time.perf_counter()))
+        view_search.search(engine.view, queries[number % len(queries)][None, :], K, exact=False)
+        times[number] = time.perf_counter() - origin - arrival
+    return times
+
+
+def _summary(times: NDArray[np.float64]) -> dict[str, float]:
+    p50, p95, p99 = (float(value) * 1e3 for value in np.percentile(times, [50, 95, 99]))
+    return {"searches": len(times), "p50_ms": p50, "p95_ms": p95, "p99_ms": p99}
+
+
+if __name__ == "__main__":
+    main()
