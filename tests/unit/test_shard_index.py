@@ -23,7 +23,8 @@ def rows() -> NDArray[np.float16]:
     faiss_index.use_one_thread()
     print(f"seed {SEED}")
     made = np.random.default_rng(SEED).standard_normal((ROWS, DIM))
-    return (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float16)
+    unit: NDArray[np.float16] = (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float16)
+    return unit
 
 
 @pytest.fixture(scope="module")
