@@ -171,5 +171,5 @@ class _File(apsw.VFSFile):
         super().xWrite(data, offset)
 
     def xTruncate(self, size: int) -> None:
-        self._watch.reached(f"cut {self._what}")
+        self._watch.reached(f"write {self._what}")
         super().xTruncate(size)

@@ -30,7 +30,8 @@ START_S = 60.0
 def one_node(directory: Path) -> Config:
     path = directory / "mesh.toml"
     path.write_text(
-        f'[shard]\ndisk_reserve_bytes = 0\n[nodes.n1]\naddress = "127.0.0.1:{free_ports(["n1"])["n1"]}"\n'
+        "[shard]\ndisk_reserve_bytes = 0\ndelta_rows_flush = 24\ntrain_rows_min = 120\n"
+        f'[nodes.n1]\naddress = "127.0.0.1:{free_ports(["n1"])["n1"]}"\n'
         f"[collections.{COLLECTION}]\nshards = 1\nreplicas = 1\nread_quorum = 1\nwrite_quorum = 1\ndim = {DIM}\n",
         encoding="utf-8",
     )
@@ -83,6 +84,8 @@ async def test_every_acknowledged_row_survives_sigkill(tmp_path: Path) -> None:
     process = await start(config, channel)
     stub = shard_pb2_grpc.ShardServiceStub(channel)
     await check(stub, acknowledged)
+    (replica,) = (config.data_dir / "nodes/n1").glob("*/segments")
+    assert any(replica.iterdir()), "segments were built and merged while it was killed"
     entry = batch(1, [("d1", 2)])
     (leg,) = (await stub.Search(search_request(entry, k=1), timeout=TIMEOUT_S)).shards
     assert leg.results[0].hits[0].document_id == "d1"
