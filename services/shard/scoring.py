@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+Rows = NDArray[np.float16] | NDArray[np.float32]
+
 CHUNK_ROWS = 4_096
 MARGIN = np.float32(2e-5)
 """Above the rounding error of a 4,096-term float32 dot product of unit vectors, however it is summed."""
@@ -20,6 +22,12 @@ MARGIN = np.float32(2e-5)
 def scores(rows: NDArray[np.float16] | NDArray[np.float32], query: NDArray[np.float32]) -> NDArray[np.float32]:
     """Dot products float32 (n,) of rows (n, dim) with one query (dim,); equal rows give equal bits anywhere."""
     result: NDArray[np.float32] = np.einsum("ij,j->i", rows.astype(np.float32, copy=False), query)
+    return result
+
+
+def paired(rows: Rows, queries: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Dot products float32 (n,) of rows (n, dim), each with its own query (n, dim): the same bits as `scores`."""
+    result: NDArray[np.float32] = np.einsum("ij,ij->i", rows.astype(np.float32, copy=False), queries)
     return result
 
 

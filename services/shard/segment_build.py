@@ -14,24 +14,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from services.shard import faiss_index, lexical_segment, scoring, segment
+from services.shard import faiss_index, lexical_segment, segment, tuning
 from services.shard.faiss_index import DEFAULT_KIND, Kind
 from services.shard.faiss_index.library import VERSION
 from services.shard.lexical_segment import LexicalSource
 from services.shard.segment import FLAT, Manifest
 
-PROBE_QUERIES = 128
-PROBE_NOISE = 0.4
-"""Length of the noise added to a unit vector, so that a probe is near the rows without being one of them."""
-CANDIDATES_MAX = 1_000
-CANDIDATES_10 = (50, 100, 150, 200, 300, 400, 600, CANDIDATES_MAX)
-CANDIDATES_100 = (200, 300, 400, 600, 800, CANDIDATES_MAX)
 ADD_ROWS = 8_192
 """Rows encoded at once: a search waits for at most that when there is one core."""
 TRAIN_ROWS_MAX = 65_536
 
 Reader = Callable[[NDArray[np.int64]], NDArray[np.float16]]
 """Vectors float16 (n, dim) of the given rids, in their order."""
+EXACT = tuning.Settings(1, 0, 0, 1.0)
+"""A flat segment has nothing to set."""
+
 Pause = Callable[[], None]
 """Called between chunks of work; may raise to end it."""
 
@@ -92,7 +89,7 @@ def build(plan: Plan, read: Reader, segments_dir: Path, pause: Pause = lambda: N
         names = segment.DATA_FILES
         index.write(building / segment.INDEX_FILE)
         vectors = faiss_index.open_raw(building / segment.VECTORS_FILE, plan.dim).vectors
-        settings = measure(index, vectors, plan.recall_target, pause)
+        settings = tuning.measure(index, vectors, plan.recall_target, pause)
     manifest = Manifest(
         format=segment.FORMAT,
         name=plan.name,
@@ -125,78 +122,3 @@ def _trained(plan: Plan, read: Reader) -> faiss_index.CandidateIndex:
 def _sample_rows(rows: int) -> int:
     lists = faiss_index.inverted_lists(rows)
     return min(rows, max(faiss_index.TRAIN_POINTS_PER_CENTROID_MAX * lists, TRAIN_ROWS_MAX))
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    nprobe: int
-    candidates_10: int
-    candidates_100: int
-    recall: float
-
-
-EXACT = Settings(1, 0, 0, 1.0)
-"""A flat segment has nothing to set."""
-
-
-def measure(
-    index: faiss_index.CandidateIndex, vectors: NDArray[np.float16], target: float, pause: Pause = lambda: None
-) -> Settings:
-    """The cheapest (nprobe, candidates) whose recall@10 against exact search reaches `target`; else all lists."""
-    queries = _probes(vectors)
-    bar_10, bar_100 = _bars(vectors, queries, (10, 100), pause)
-    nprobe = 1
-    while True:
-        found = index.search(queries, min(CANDIDATES_MAX, len(vectors)), nprobe, None)
-        values = _scores(vectors, queries, found)
-        curve = [(c, _recall(values[:, :c], bar_10, min(10, len(vectors)))) for c in CANDIDATES_10]
-        pause()
-        good = [(c, recall) for c, recall in curve if recall >= target]
-        if good or nprobe >= index.effort_max:
-            candidates, recall = good[0] if good else curve[-1]
-            depth = min(100, len(vectors))
-            wide = [c for c in CANDIDATES_100 if _recall(values[:, :c], bar_100, depth) >= target]
-            return Settings(nprobe, candidates, max(candidates, wide[0] if wide else CANDIDATES_MAX), recall)
-        nprobe = min(nprobe * 2, index.effort_max)
-
-
-def _probes(vectors: NDArray[np.float16]) -> NDArray[np.float32]:
-    """Noisy unit copies of evenly spaced rows, float32 (at most PROBE_QUERIES, dim)."""
-    chosen = np.unique(np.linspace(0, len(vectors) - 1, PROBE_QUERIES).astype(np.int64))
-    base = vectors[chosen].astype(np.float32)
-    noise = np.random.default_rng(faiss_index.SEED).standard_normal(base.shape).astype(np.float32)
-    noise *= PROBE_NOISE / np.linalg.norm(noise, axis=1, keepdims=True)
-    probes = base + noise
-    return np.ascontiguousarray(probes / np.linalg.norm(probes, axis=1, keepdims=True))
-
-
-def _bars(
-    vectors: NDArray[np.float16], queries: NDArray[np.float32], depths: tuple[int, ...], pause: Pause
-) -> list[NDArray[np.float32]]:
-    """The exact score of the neighbour at each depth, float32 (queries,) per depth."""
-    deepest = min(max(depths), len(vectors))
-    best = np.empty((len(queries), 0), dtype=np.float32)
-    for _, chunk in scoring.chunks(vectors):
-        best = np.concatenate([best, queries @ chunk.T], axis=1)
-        if best.shape[1] > deepest:
-            best = np.partition(best, -deepest, axis=1)[:, -deepest:]
-        pause()
-    ranked = -np.sort(-best, axis=1)
-    return [ranked[:, min(depth, deepest) - 1] for depth in depths]
-
-
-def _scores(
-    vectors: NDArray[np.float16], queries: NDArray[np.float32], found: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """Exact scores float32 of the found positions (queries, n); -inf where nothing was found."""
-    values = np.full(found.shape, -np.inf, dtype=np.float32)
-    for row, (query, positions) in enumerate(zip(queries, found, strict=True)):
-        kept = positions >= 0
-        values[row, kept] = scoring.scores(vectors[positions[kept]], query)
-    return values
-
-
-def _recall(values: NDArray[np.float32], bar: NDArray[np.float32], depth: int) -> float:
-    """Mean share of the exact top `depth` reached. By score, so that equal rows stand for one another."""
-    reached = (values >= bar[:, None] - scoring.MARGIN).sum(axis=1)
-    return float(np.minimum(reached, depth).mean() / depth)

