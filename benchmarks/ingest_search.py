@@ -27,6 +27,7 @@ from benchmarks.bulk import Rows, write
 from services.runtime.clock import SYSTEM_CLOCK
 from services.runtime.config import ShardConfig
 from services.shard import view_search
+from services.shard.background import share_interpreter
 from services.shard.engine import Engine
 from services.shard.faiss_index import use_one_thread
 from services.shard.upkeep import Upkeep
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("reports/ingest_search.json"))
     arguments = parser.parse_args()
     use_one_thread()
+    share_interpreter()  # as a node does
     config = ShardConfig(disk_reserve_bytes=0, delta_rows_flush=arguments.flush)
     rows = Rows(arguments.dim, SEED)
     with tempfile.TemporaryDirectory() as directory:

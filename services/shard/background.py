@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -12,7 +13,16 @@ from typing import TypeVar
 from services.shard import faiss_index
 
 NICE = 10
+SWITCH_S = 0.0002
+"""How long a thread may keep the interpreter from others that want it. FAISS gives it up some ten times in a search and
+must get it back each time: at Python's 5 ms, beside a writer and a build, the p95 of searches was 600 times the idle
+one; at this 1.5 times."""
 T = TypeVar("T")
+
+
+def share_interpreter() -> None:
+    """Make threads of this process take turns quickly. Once per process, before its threads begin."""
+    sys.setswitchinterval(SWITCH_S)
 
 
 async def in_background(name: str, work: Callable[[], T]) -> T:
