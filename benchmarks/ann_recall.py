@@ -489,7 +489,8 @@ def _print_found(found: Sequence[Found]) -> None:
         effort = ", ".join(f"{now}/{lists}" for now, lists in zip(each.asked, each.lists, strict=True))
         print(
             f"{each.data + ' ' + each.scenario:>22} {each.rows_live:>10,} {each.recall:>10.4f} "
-            f"{each.recall_error:>6.4f} {each.recall_worst:>11.4f} {each.scanned:>8.2%} {each.read:>7.2%} {each.candidates:>11,}  {effort}"
+            f"{each.recall_error:>6.4f} {each.recall_worst:>11.4f} "
+            f"{each.scanned:>8.2%} {each.read:>7.2%} {each.candidates:>11,}  {effort}"
             f"{'' if each.within else '  MISSED'}"
         )
 
