@@ -21,6 +21,8 @@ class Rows:
 
     def __init__(self, dim: int, seed: int) -> None:
         self.dim, self._seed = dim, seed
+        self.batches = 0
+        """Written so far. Sequence numbers have no gaps, as a coordinator's have none."""
         self._centres = _unit(np.random.default_rng(seed).standard_normal((CLUSTERS, dim)))
 
     def vectors(self, first: int, count: int) -> NDArray[np.float16]:
@@ -40,12 +42,13 @@ def write(engine: Engine, rows: Rows, first: int, count: int) -> NDArray[np.floa
     """Write rows `first` .. as documents of one passage and wait until they are acknowledged; their vectors."""
     vectors = rows.vectors(first, count)
     version = Version(pack(SYSTEM_CLOCK.wall_ms(), first % 65_536), 1)
+    rows.batches += 1
     passages, heads = [], []
     for number, vector in enumerate(vectors, start=first):
         payload = passage_pb2.Passage(text=f"row {number % 1000}", source="bench").SerializeToString()
         passages.append(PassageRow(f"d{number}", 0, version, vector.astype("<f2").tobytes(), payload))
         heads.append(HeadRow(f"d{number}", 1, version))
-    written = engine.write(WriteBatch(Gtid(1, first + 1), version, tuple(passages), tuple(heads)), 1)
+    written = engine.write(WriteBatch(Gtid(1, rows.batches), version, tuple(passages), tuple(heads)), 1)
     assert written is not None, "one batch at a time fits into the queue"
     reply = written.result()
     assert reply.status.name == "OK", reply

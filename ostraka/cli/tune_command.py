@@ -176,7 +176,7 @@ def _plotter() -> Any:
     try:
         import matplotlib
     except ImportError as error:
-        raise typer.BadParameter("--plot needs matplotlib: pip install 'ostraka[plot]'") from error
+        raise typer.BadParameter("--plot needs matplotlib: pip install 'ostraka[tune]'") from error
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
