@@ -129,7 +129,7 @@ def propose(rows: NDArray[np.float16], kind: Kind, target: float) -> Proposal:
     """Train, measure the curve, and choose."""
     faiss_index.use_one_thread()
     order = np.random.default_rng(faiss_index.SEED).permutation(len(rows))[:TRAIN_ROWS_MAX]
-    index = faiss_index.train(rows[np.sort(order)].astype(np.float32), 1, kind, faiss_index.inverted_lists(len(rows)))
+    index = faiss_index.train(rows[np.sort(order)].astype(np.float32), 1, kind, faiss_index.inverted_lists(*rows.shape))
     for start in range(0, len(rows), ADD_ROWS):
         index.add(rows[start : start + ADD_ROWS].astype(np.float32))
     found = tuning.probes(rows)

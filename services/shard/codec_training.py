@@ -64,7 +64,7 @@ def train(sample: NDArray[np.float16], kind: Kind = DEFAULT_KIND, lists: int | N
     rows = np.empty((len(used), sample.shape[1]), dtype=np.float32)
     for start in range(0, len(used), ROWS_PER_COPY):
         rows[start : start + ROWS_PER_COPY] = sample[used[start : start + ROWS_PER_COPY]]
-    lists = faiss_index.inverted_lists(len(rows)) if lists is None else min(lists, lists_max(len(rows)))
+    lists = faiss_index.inverted_lists(len(rows), rows.shape[1]) if lists is None else min(lists, lists_max(len(rows)))
     try:
         index = faiss_index.train(rows, 1, kind, lists)
     except ValueError as error:
@@ -155,7 +155,7 @@ class CodecTraining:
             return False
         collection = subject.source.collection
         _LOG.info("codec training begins", collection=collection, reason=reason, rows=rows)
-        lists = faiss_index.inverted_lists(max(live.values()))
+        lists = faiss_index.inverted_lists(max(live.values()), subject.source.dim)
         sample = await subject.source.sample(live, policy.training_rows(rows, lists, subject.source.dim))
         if not len(sample):
             raise SampleError(f"no rows of {collection!r} could be read")

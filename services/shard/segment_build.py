@@ -98,7 +98,7 @@ def build(plan: Plan, read: Reader, segments_dir: Path, pause: Pause = lambda: N
         factory=FLAT if index is None else index.factory,
         codec=codec,
         faiss=VERSION,
-        trained_rows=encoding.trained_rows or (0 if index is None else _sample_rows(len(plan.rids))),
+        trained_rows=encoding.trained_rows or (0 if index is None else _sample_rows(len(plan.rids), plan.dim)),
         trained_rows_basis=encoding.trained_rows_basis or (0 if index is None else len(plan.rids)),
         nprobe=settings.nprobe,
         candidates_10=settings.candidates_10,
@@ -114,11 +114,11 @@ def _trained(plan: Plan, read: Reader) -> faiss_index.CandidateIndex:
     if plan.encoding.codec is not None:
         return faiss_index.from_codec(plan.encoding.codec)
     rows = len(plan.rids)
-    chosen = np.random.default_rng(faiss_index.SEED).permutation(rows)[: _sample_rows(rows)]
+    chosen = np.random.default_rng(faiss_index.SEED).permutation(rows)[: _sample_rows(rows, plan.dim)]
     sample = read(plan.rids[np.sort(chosen)]).astype(np.float32)
     return faiss_index.train(sample, 1, plan.encoding.kind)
 
 
-def _sample_rows(rows: int) -> int:
-    lists = faiss_index.inverted_lists(rows)
+def _sample_rows(rows: int, dim: int) -> int:
+    lists = faiss_index.inverted_lists(rows, dim)
     return min(rows, max(faiss_index.TRAIN_POINTS_PER_CENTROID_MAX * lists, TRAIN_ROWS_MAX))

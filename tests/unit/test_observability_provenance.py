@@ -16,7 +16,8 @@ def provenance(rank: int, *, in_prompt: bool = False, cited: bool = False, sourc
     return pb.Provenance(
         passage_id=f"doc#{rank}", document_id="doc", source=source or f"file:///{rank}", version=pb.Version(hlc=rank),
         shard=1, replica="ab" * 16, index_epoch="flat-01020304", dense_score=0.1 * rank, dense_rank=rank, rank=rank,
-        lexical_score=1.5, lexical_rank=3, score=0.2 * rank, in_prompt=in_prompt, cited=cited, content_sha256=bytes(range(32)),
+        lexical_score=1.5, lexical_rank=3, score=0.2 * rank, in_prompt=in_prompt, cited=cited,
+        content_sha256=bytes(range(32)),
     )  # fmt: skip
 
 

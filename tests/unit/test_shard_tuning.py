@@ -103,9 +103,16 @@ POINTS = st.builds(
 @given(st.lists(POINTS, min_size=1, max_size=30), st.floats(0, 1))
 def test_the_cheapest_that_suffices(points: list[Point], target: float) -> None:
     chosen = tuning.choose(points, target)
+    modest = [point for point in points if point.scanned <= tuning.SCANNED_MAX]
     good = [point for point in points if point.recall_sure >= target]
     assert chosen in points
-    if good:
+    if sure := [point for point in modest if point.recall_sure >= target]:
+        assert chosen.cost_ns == min(point.cost_ns for point in sure)
+        assert chosen in sure
+    elif any(point.recall >= target for point in modest) and chosen.scanned <= tuning.SCANNED_MAX:
+        assert chosen.recall >= target
+        assert chosen.recall_sure >= max(point.recall_sure for point in modest) - tuning.AS_SURE
+    elif good:
         assert chosen.cost_ns == min(point.cost_ns for point in good)
         assert chosen.recall_sure >= target
     else:

@@ -28,7 +28,7 @@ def train(
     Deterministic: equal samples in equal order give an equal codec.
     """
     rows, dim = sample.shape
-    lists = inverted_lists(rows) if lists is None else lists
+    lists = inverted_lists(rows, dim) if lists is None else lists
     needed = max(kind.rows_min, lists if kind.inverted else 1)
     if rows < needed:
         raise ValueError(f"{kind} with {lists} lists needs at least {needed} training rows, not {rows}")
