@@ -4,7 +4,8 @@ Two families of probes stand for live queries, and both must reach the target. R
 than themselves are queries of the rows' own distribution, whatever it has shifted to; noisy copies lie off it, as
 questions lie off passages. A sample of probes that just reaches the target says little about other queries, so the
 mean less MARGIN_ERRORS standard errors must reach it, of the family that does worse: with 128 probes some 0.003 at a
-recall of 0.99. Twice that cost a third more lists, for a recall of 0.998 where 0.99 was asked for. Everything is deterministic: equal rows give equal settings on every replica.
+recall of 0.99. Twice that cost a third more lists, for a recall of 0.998 where 0.99 was asked for. Everything is
+deterministic: equal rows give equal settings on every replica.
 """
 
 from __future__ import annotations
