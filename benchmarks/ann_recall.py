@@ -150,7 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=("glove", "sysdocs", "both"), default="both")
     parser.add_argument("--rows", type=int, default=0, help="at most so many rows of each, drawn at random; 0: all")
-    parser.add_argument("--queries", type=int, default=1_000)
+    parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--others", action="store_true", help="HNSW32 too, which takes minutes to build")
     parser.add_argument("--out", type=Path, default=Path("reports/ann_recall.json"))
     arguments = parser.parse_args()
