@@ -69,7 +69,7 @@ async def test_every_replica_serves_from_fastscan_segments_at_high_recall(sysdoc
         await ingest(client, sysdocs.documents[HELD_OUT:], sysdocs.vectors[HELD_OUT:])
 
         async def trained() -> bool:
-            return all_trained(await client.status(), config.shard.train_rows_min)
+            return all_trained(await client.status(), config.shard.delta_rows_flush)
 
         await eventually(trained, TRAINED_WITHIN_S, "FastScan segments on every replica")
         through_router = await search_router(client, queries, ids)
