@@ -28,6 +28,8 @@ from services.shard.wire import gtid_to_wire, head_to_wire, passage_to_wire, set
 from tests.unit.shard_rows import DIM
 
 COLLECTION = "docs"
+POLL_S = 0.005
+"""Between looks. A loop without a pause would keep the interpreter from the threads whose work it waits for."""
 WAIT_S = 10.0
 
 
@@ -112,7 +114,7 @@ async def eventually(condition: Callable[[], bool]) -> None:
 
     async def poll() -> None:
         while not condition():  # noqa: ASYNC110  # the condition has no event of its own
-            await asyncio.sleep(0)
+            await asyncio.sleep(POLL_S)
 
     await asyncio.wait_for(poll(), WAIT_S)
 

@@ -95,11 +95,20 @@ def sealed(nodes: list[ShardNode]) -> bool:
 
 
 async def filled(nodes: list[ShardNode]) -> list[WriteBatch]:
-    """Rows on all nodes, a codec, and at least one segment everywhere."""
+    """Rows on all nodes, a codec, and at least one segment everywhere, encoded with it."""
     written = await ingest(nodes[0])
     await eventually(lambda: all(node.applied == nodes[0].applied for node in nodes) and sealed(nodes))
-    await eventually(lambda: all(node.node.codecs.stores[COLLECTION].record() is not None for node in nodes))
+    await eventually(lambda: all(encoded(node) for node in nodes))
     return written
+
+
+def encoded(node: ShardNode) -> bool:
+    """Whether the node has a codec and all its segments are encoded with it."""
+    record = node.node.codecs.stores[COLLECTION].record()
+    engine = node.replica.engine
+    if record is None or engine is None:
+        return False
+    return all(part.segment.manifest.codec == record.short for part in engine.view.parts)
 
 
 def reachable(config: Config, nodes: list[ShardNode], endpoint_url: str = "") -> Config:
