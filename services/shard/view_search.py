@@ -30,6 +30,8 @@ SCAN_SHARE: Final = 0.02
 
 WIDEN_MAX: Final = 4.0
 """Where rows died, neighbours lie farther apart: sqrt(rows / live) times the effort, at most this."""
+HARDER: Final = 4
+"""Times the effort, again and again, where a search found fewer than k rows."""
 
 _NO_ROWS: Final = np.empty(0, dtype=np.int64)
 _Found = tuple[NDArray[np.float32], NDArray[np.int64]]
@@ -55,10 +57,29 @@ def search(view: View, queries: NDArray[np.float32], k: int, *, exact: bool) -> 
     found: list[tuple[int, NDArray[np.int64], list[_Found]]] = []
     if view.delta.live:
         found.append((0, view.delta.rids, _delta(view, queries, k, exact=exact)))
-    for number, part in enumerate(view.parts, start=1):
-        if part.live:
-            found.append((number, part.segment.rids, _segment(part, queries, k, exact=exact)))
+    living = [(number, part) for number, part in enumerate(view.parts, start=1) if part.live]
+    for number, part in living:
+        found.append((number, part.segment.rids, _segment(part, queries, k, exact=exact)))
+    least = min(k, view.rows_live)
+    for row in range(len(queries)):
+        if sum(len(each[row][0]) for _, _, each in found) < least:
+            _search_harder(found, living, queries, row, k)
     return [_best([(number, rids, each[row]) for number, rids, each in found], k) for row in range(len(queries))]
+
+
+def _search_harder(
+    found: list[tuple[int, NDArray[np.int64], list[_Found]]],
+    living: list[tuple[int, Part]],
+    queries: NDArray[np.float32],
+    row: int,
+    k: int,
+) -> None:
+    """Replace what the parts found for one query. The lists nearest to it hold fewer than k live rows in all: by
+    deletion, or because the rows of a part lie elsewhere. A shortfall would hide acknowledged rows."""
+    parts = dict(living)
+    for number, _, each in found:
+        if number in parts:
+            each[row] = _whole(parts[number], queries[row : row + 1], k)
 
 
 def _best(found: list[tuple[int, NDArray[np.int64], _Found]], k: int) -> Candidates:
@@ -106,20 +127,26 @@ def _segment(part: Part, queries: NDArray[np.float32], k: int, *, exact: bool) -
     if part.dead:
         widened = effort * min((segment.rows / part.live) ** 0.5, WIDEN_MAX)
         effort = min(int(widened) + 1, segment.effort_max)
-    approximate, positions = segment.refined.search(queries, wanted, candidates, effort, part.selector)
-    if positions[:, k - 1].min() >= 0:
-        return _scored(segment.vectors, queries, positions)
-    short = np.flatnonzero(positions[:, k - 1] < 0)
-    while len(short) and effort < segment.effort_max:
-        # A shortfall would hide acknowledged rows: look harder until k live rows are found.
-        effort = min(4 * effort, segment.effort_max)
-        approximate[short], positions[short] = segment.refined.search(
-            queries[short], wanted, candidates, effort, part.selector
-        )
-        short = short[positions[short, k - 1] < 0]
-    if len(short):
-        approximate[short], positions[short] = segment.refined.raw.search(queries[short], wanted, part.selector)
-    return _scored(segment.vectors, queries, positions)
+    return _scored(
+        segment.vectors, queries, segment.refined.search(queries, wanted, candidates, effort, part.selector)[1]
+    )
+
+
+def _whole(part: Part, query: NDArray[np.float32], k: int) -> _Found:
+    """min(k, rows live) or more rows for the one query (1, dim), with ever greater effort."""
+    segment = part.segment
+    wanted = k + TIE_SLACK
+    if part.live <= max(SCAN_ROWS_MAX, wanted):
+        return _few(part, query)[0]
+    effort = segment.manifest.nprobe
+    while not segment.manifest.flat and effort < segment.effort_max:
+        effort = min(HARDER * effort, segment.effort_max)
+        positions = segment.refined.search(
+            query, wanted, max(segment.manifest.candidates(k), wanted), effort, part.selector
+        )[1]
+        if positions[0, k - 1] >= 0:
+            return _scored(segment.vectors, query, positions)[0]
+    return _segment(part, query, k, exact=True)[0]
 
 
 def _few(part: Part, queries: NDArray[np.float32]) -> list[_Found]:

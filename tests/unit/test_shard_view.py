@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from services.shard import alive as bits
 from services.shard import faiss_index, scoring, segment, segment_build, tuning, view_search
 from services.shard.delta import Delta
 from services.shard.segment import Segment
-from services.shard.view import Change, View
+from services.shard.view import Change, Part, View
 
 DIM = 8
 
@@ -157,6 +159,38 @@ def test_exact_search_over_segments_and_delta_equals_brute_force(tmp_path: Path)
     assert len(everything) == len(rows), "inverted lists are widened until nothing live is left out"
 
 
+def test_a_search_looks_harder_only_where_all_parts_together_found_too_little(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two segments whose rows lie on opposite sides, each searched with one list."""
+    monkeypatch.setattr(view_search, "SCAN_ROWS_MAX", 0)
+    vectors = unit_rows(1_600, 13, 16)
+    vectors[:800, 0], vectors[800:, 0] = np.abs(vectors[:800, 0]) + 2, -np.abs(vectors[800:, 0]) - 2
+    rids = np.arange(1_600, dtype=np.int64)
+    index = faiss_index.train(vectors.astype(np.float32), 1, lists=32)
+    encoding = segment_build.Encoding(False, index.codec(), 1_600, 1_600)
+    parts = []
+    for name, rows in (("segment-a", rids[:800]), ("segment-b", rids[800:])):
+        made = build_segment(tmp_path, name, rows, vectors[rows], encoding)
+        parts.append(Part.of(replace(made, manifest=replace(made.manifest, nprobe=1)), rows))
+    view = replace(empty_view(16), parts=tuple(parts))
+    efforts: list[int] = []
+    search = faiss_index.RefinedIndex.search
+
+    def recorded(self: faiss_index.RefinedIndex, *settings: Any) -> Any:
+        efforts.append(settings[3])
+        return search(self, *settings)
+
+    monkeypatch.setattr(faiss_index.RefinedIndex, "search", recorded)
+    query = vectors[5].astype(np.float32)
+    assert all(rid < 800 for _, rid in found_by(view, query, 5, exact=False))
+    assert efforts == [1, 1], "the far segment has nothing in that list, and is not asked again"
+    efforts.clear()
+    assert len(found_by(view, query, 790, exact=False)) == 790
+    assert efforts[:3] == [1, 1, 4], "now they are, with ever greater effort"
+    assert max(efforts) > 4
+
+
 def test_equal_rows_give_an_equal_codec_and_settings_are_measured(tmp_path: Path) -> None:
     vectors = unit_rows(700, 3, 16)
     rids = np.arange(1, 701, dtype=np.int64)
@@ -165,7 +199,7 @@ def test_equal_rows_give_an_equal_codec_and_settings_are_measured(tmp_path: Path
     one = build_segment(tmp_path / "one", "segment-a", rids, vectors)
     two = build_segment(tmp_path / "two", "segment-a", rids + 5000, vectors)
     assert one.manifest.codec == two.manifest.codec
-    assert one.manifest.factory == "IVF16,PQ4x4fs"
+    assert one.manifest.factory == "IVF32,PQ4x4fs"
     assert one.manifest.recall >= 0.99
     assert one.manifest.candidates(10) <= one.manifest.candidates(50) <= one.manifest.candidates(500)
 
@@ -188,7 +222,7 @@ def test_a_damaged_segment_file_is_noticed(tmp_path: Path, name: str, damage: st
 
 def test_the_nearest_divisor_to_a_quarter_of_the_dimensions() -> None:
     assert [faiss_index.subquantizers(dim) for dim in (384, 768, 50, 7, 1)] == [96, 192, 50, 1, 1]
-    assert [faiss_index.inverted_lists(rows) for rows in (1, 39, 9_984, 100_000)] == [1, 1, 256, 1024]
+    assert [faiss_index.inverted_lists(rows) for rows in (1, 39, 9_984, 100_000, 10**6)] == [1, 2, 512, 2048, 2048]
 
 
 def test_recall_on_real_vectors() -> None:
