@@ -127,7 +127,9 @@ async def test_lists_are_for_the_rows_of_a_shard_not_of_the_sample(tmp_path: Pat
     assert await training(subject).look(subject)
     record = subject.store.record()
     assert record is not None
-    assert record.factory == "IVF32,PQ4x4fs", "512 for 30,000 rows, but the 1,750 that came can place no more than 32"
+    assert record.factory == "IVF128,PQ4x4fs", (
+        "2048 for 30,000 rows, but the 1,750 that came can place no more than 128"
+    )
 
 
 @pytest.mark.parametrize("kind", [Kind.IVF_SQ8, Kind.BINARY_IVF, Kind.HNSW])

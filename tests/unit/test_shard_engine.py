@@ -155,7 +155,7 @@ def test_the_delta_is_sealed_and_the_results_stay_the_same(replica: Replica) -> 
     Upkeep(replica.engine).step(1)
     view = replica.engine.view
     assert (view.delta.live, len(view.parts), view.rows_live) == (0, 1, 800)
-    assert view.parts[0].segment.manifest.factory == "IVF16,PQ4x4fs"
+    assert view.parts[0].segment.manifest.factory == "IVF64,PQ4x4fs"
     assert [replica.ids(query, 10, exact=True) for query in queries(10)] == before
     again = replica.restart().view
     assert (again.delta.live, len(again.parts), again.index_epoch) == (0, 1, view.index_epoch)

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from services.shard import faiss_index
 from services.shard.faiss_index import IndexFileError, Kind, RawWriter, RefinedIndex, open_raw, sealed_file
 from services.shard.faiss_index import binary as binary_index
+from services.shard.faiss_index.candidates import imbalance as imbalance_of
+from services.shard.faiss_index.candidates import sampled_imbalance
 
 ROWS, DIM, LISTS, SEED = 1_500, 20, 8, 5
 
@@ -220,11 +222,23 @@ def test_subquantisers_divide(dim: int) -> None:
     assert dim % faiss_index.subquantizers(dim) == 0
 
 
-@given(st.integers(1, 10**8))
-def test_lists_have_enough_rows(rows: int) -> None:
-    lists = faiss_index.inverted_lists(rows)
+@given(st.integers(1, 10**8), st.integers(1, 2_000))
+def test_lists_have_enough_rows(rows: int, dim: int) -> None:
+    lists = faiss_index.inverted_lists(rows, dim)
     assert lists & (lists - 1) == 0
-    assert lists == 1 or lists * 39 <= rows
+    assert lists == 1 or lists * faiss_index.TRAIN_POINTS_PER_CENTROID_MIN <= rows
+
+
+def test_imbalance_is_estimated_from_a_small_sample() -> None:
+    lists = 4_096
+    rng = np.random.default_rng(7)
+    for spread in (0.0, 0.5, 1.0):
+        weights = rng.lognormal(0.0, spread, lists)
+        rows = np.bincount(rng.choice(lists, 10**6, p=weights / weights.sum()), minlength=lists)
+        sample = np.bincount(rng.choice(lists, 2_048, p=weights / weights.sum()), minlength=lists)
+        assert sampled_imbalance(sample) == pytest.approx(imbalance_of(rows), rel=0.2)
+        assert imbalance_of(sample) > 1.5 * imbalance_of(rows), "mostly chance"
+    assert sampled_imbalance(np.array([1, 0])) == 1.0
 
 
 @given(st.sampled_from(list(Kind)), st.integers(1, 600), st.integers(1, 65_536))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.shard.faiss_index import sealed_file
-from services.shard.faiss_index.candidates import POSITION_BYTES, CandidateIndex, imbalance
+from services.shard.faiss_index.candidates import POSITION_BYTES, CandidateIndex, sampled_imbalance
 from services.shard.faiss_index.kinds import Kind
 from services.shard.faiss_index.library import SEED, Bitmap, Floats, Positions, faiss
 from services.shard.faiss_index.sealed_file import Trailer
@@ -70,7 +70,7 @@ class BinaryIndex(CandidateIndex):
     def fit(self, vectors: Floats) -> tuple[float, float]:
         """(0: a sign has no residual, list imbalance of the rows)."""
         _, assigned = self._index.quantizer.search(bits(vectors, self._thresholds), 1)
-        return 0.0, imbalance(np.bincount(assigned[:, 0], minlength=self.lists))
+        return 0.0, sampled_imbalance(np.bincount(assigned[:, 0], minlength=self.lists))
 
     def write(self, path: Path) -> None:
         faiss.write_index_binary(self._index, str(path))
@@ -110,7 +110,7 @@ def train(sample: Floats, lists: int) -> BinaryIndex:
     """Thresholds are the sample's means; lists are k-means centroids of its bits."""
     thresholds = np.ascontiguousarray(sample.mean(axis=0, dtype=np.float64), dtype=np.float32)
     index = faiss.index_binary_factory(padded(sample.shape[1]), f"BIVF{lists}")
-    index.cp.seed = SEED
+    index.cp.seed, index.cp.min_points_per_centroid = SEED, 1  # FAISS writes a line of warning otherwise
     index.train(bits(sample, thresholds))
     return BinaryIndex(index, thresholds)
 

@@ -99,7 +99,7 @@ class CandidateIndex:
         return np.asarray(found, dtype=np.int64)
 
     def fit(self, vectors: Floats) -> tuple[float, float]:
-        """(mean squared residual of float32 rows (n, dim) after coding, mean squared list length / squared mean).
+        """(mean squared residual of float32 rows (n, dim) after coding, `sampled_imbalance` of their lists).
 
         The second is 1 for kinds without lists. FastScan's `sa_decode` would say the first but ends the process on an
         index that was read from bytes.
@@ -114,11 +114,11 @@ class CandidateIndex:
         _, assigned = self._core.quantizer.search(rows, 1)
         lengths = np.bincount(assigned[:, 0], minlength=self.lists)
         if self.kind is Kind.IVF_SQ8:
-            return mean_squared(rows - self._core.sa_decode(self._core.sa_encode(rows))), imbalance(lengths)
+            return mean_squared(rows - self._core.sa_decode(self._core.sa_encode(rows))), sampled_imbalance(lengths)
         centroids = self._core.quantizer.reconstruct_batch(np.ascontiguousarray(assigned[:, 0]))
         residuals = contiguous(rows - centroids if self._core.by_residual else rows)
         errors = residuals - self._core.pq.decode(self._core.pq.compute_codes(residuals))
-        return mean_squared(errors), imbalance(lengths)
+        return mean_squared(errors), sampled_imbalance(lengths)
 
     def list_lengths(self) -> Positions:
         """Rows of each inverted list (lists,); one list with everything for kinds without any."""
@@ -151,3 +151,13 @@ def imbalance(lengths: Positions) -> float:
     """Mean squared length / squared mean length; 0 for no rows at all."""
     sizes = lengths.astype(np.float64)
     return float(np.square(sizes).mean() / sizes.mean() ** 2) if sizes.any() else 0.0
+
+
+def sampled_imbalance(lengths: Positions) -> float:
+    """The same of a whole collection, estimated from how often two rows of a sample share a list; at least 1.
+
+    Squared lengths of a sample that is small beside the number of lists tell of little but chance.
+    """
+    sizes = lengths.astype(np.float64)
+    pairs = sizes.sum() * (sizes.sum() - 1)
+    return max(1.0, float((sizes * (sizes - 1)).sum() * len(sizes) / pairs)) if pairs > 0 else 1.0

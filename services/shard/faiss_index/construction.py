@@ -85,10 +85,10 @@ def _seed(index: Any, kind: Kind) -> Any:
     """Seeds and limits. What is returned must stay referenced until training has ended."""
     core = faiss.downcast_index(index.index) if kind is Kind.OPQ_IVF_PQ else index
     if kind.inverted:
-        core.cp.seed = SEED
+        core.cp.seed, core.cp.min_points_per_centroid = SEED, 1  # FAISS writes a line of warning otherwise
     if kind in (Kind.IVF_PQ_FASTSCAN, Kind.IVF_PQ, Kind.OPQ_IVF_PQ):
         core.pq.cp.seed = SEED
-        core.pq.cp.min_points_per_centroid = 1  # FAISS writes a line of warning for each subquantiser otherwise
+        core.pq.cp.min_points_per_centroid = 1
     if kind in (Kind.IVF_PQ, Kind.OPQ_IVF_PQ):
         core.do_polysemous_training = False  # the factory's default: seconds per subquantiser, for Hamming filtering
     if kind is not Kind.OPQ_IVF_PQ:
