@@ -55,7 +55,7 @@ class CodecRecord:
     error_basis: float = 0.0
     """Mean squared residual of rows that were held out of training; 0: unknown."""
     imbalance_basis: float = 0.0
-    """List imbalance of the same rows: mean squared list length / squared mean; 0: unknown."""
+    """List imbalance, estimated from the same rows: mean squared list length / squared mean; 0: unknown."""
 
     @property
     def short(self) -> str:
