@@ -236,7 +236,7 @@ def _vectors_of(view: View, dim: int) -> segment_build.Reader:
         vectors = np.empty((len(rids), dim), dtype=np.float16)
         found = 0
         for part in view.parts:
-            inside = np.isin(rids, part.segment.rids[part.segment.positions(rids)])
+            inside = part.segment.holds(rids)
             vectors[inside] = part.segment.vectors[part.segment.positions(rids[inside])]
             found += int(inside.sum())
         at = np.searchsorted(view.delta.rids, rids, sorter=order)

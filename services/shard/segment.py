@@ -128,6 +128,10 @@ class Segment:
         positions = self.order[found[inside]]
         return np.asarray(positions[self.rids[positions] == rids[inside]], dtype=np.int64)
 
+    def holds(self, rids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether each of `rids` is the rid of a row here, dead or alive."""
+        return np.isin(rids, self.rids[self.positions(rids)])
+
     def codec(self) -> bytes:
         """The trained index without rows. Only for segments that have one."""
         assert self.index is not None, "a flat segment has no codec"

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from services.quorum.gtid import Gtid, GtidSet
 from services.shard import alive as bits
 from services.shard import faiss_index, scoring, segment, segment_build, tuning, view_search
+from services.shard import view as view_module
 from services.shard.delta import Delta
 from services.shard.segment import Segment
 from services.shard.view import Change, View
@@ -120,7 +121,11 @@ def test_a_tie_across_the_kth_place_is_returned_whole() -> None:
     assert sorted(candidates.rids.tolist()) == list(range(1, 61))
 
 
-def test_a_row_that_died_while_a_segment_was_built_is_dead_in_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("piece_rows", [view_module.PIECE_ROWS, 64])
+def test_a_row_that_died_while_a_segment_was_built_is_dead_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece_rows: int
+) -> None:
+    monkeypatch.setattr(view_module, "PIECE_ROWS", piece_rows)
     vectors = unit_rows(900, 7, 16)
     rids = np.arange(1, 901, dtype=np.int64)
     view = empty_view(16).committed(GtidSet.EMPTY, 0, change([], rids.tolist(), vectors))
@@ -132,6 +137,11 @@ def test_a_row_that_died_while_a_segment_was_built_is_dead_in_it(tmp_path: Path)
     assert sealed.live_rids().tolist() == later.live_rids().tolist()
     assert sealed.index_epoch.split("-")[0] == made.manifest.codec
     assert sealed.digest == later.digest
+    flat = build_segment(tmp_path, "segment-b", rids[800:], vectors[800:], segment_build.Encoding(flat=True))
+    whole = build_segment(tmp_path, "segment-c", rids, vectors)
+    merged = sealed.sealed(flat, frozenset()).sealed(whole, frozenset({"segment-a", "segment-b"}))
+    assert [part.live for part in merged.parts] == [897]
+    assert merged.live_rids().tolist() == later.live_rids().tolist()
     for rid in (5, 799, 850):
         query = vectors[rid - 1].astype(np.float32)
         for exact in (True, False):
