@@ -14,7 +14,7 @@ from services.quorum.gtid import Gtid, GtidSet
 from services.shard import alive as bits
 from services.shard import faiss_index, scoring, segment, segment_build, tuning, view_search
 from services.shard import view as view_module
-from services.shard.delta import Delta
+from services.shard.delta import CAPACITY_MIN, Delta
 from services.shard.segment import Segment
 from services.shard.view import Change, View
 
@@ -91,6 +91,18 @@ def test_every_view_keeps_answering_as_it_did_when_it_was_published(data: st.Dat
         assert sorted(old.live_rids().tolist()) == sorted(rows)
         for exact in (True, False):
             assert found_by(old, query, k, exact=exact) == brute_force(rows, query, k)
+
+
+def test_an_older_delta_reads_the_block_that_a_newer_one_has_left() -> None:
+    """Its memory is a mapping of its own, which must last as long as the last array that looks into it."""
+    rows = unit_rows(3 * CAPACITY_MIN, 4)
+    old = Delta.empty(DIM).plus(np.arange(CAPACITY_MIN), rows[:CAPACITY_MIN])
+    kept = old.vectors
+    new = old.without(np.array([3])).plus(np.arange(CAPACITY_MIN, len(rows)), rows[CAPACITY_MIN:])
+    assert new.block is not old.block
+    del old
+    assert np.array_equal(kept, rows[:CAPACITY_MIN])
+    assert np.array_equal(new.vectors, np.delete(rows, 3, axis=0))
 
 
 @given(st.sets(st.integers(0, 199)), st.integers(1, 200), st.integers(0, 40))
