@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.shard import alive as bits
+from services.shard import heap
 from services.shard.analyzer import NO_TERMS, RowTerms
 from services.shard.lexical_delta import LexicalDelta
 
@@ -25,7 +26,7 @@ class Block:
     __slots__ = ("rids", "used", "vectors")
 
     def __init__(self, dim: int, capacity: int) -> None:
-        self.vectors = np.empty((capacity, dim), dtype=np.float32)
+        self.vectors = heap.rows_of_zeros(capacity, dim)
         self.rids = np.empty(capacity, dtype=np.int64)
         self.used = 0
 
@@ -125,7 +126,8 @@ class Delta:
         """The live rows in a larger block, with space for `room` more."""
         positions = self.live_positions()
         block = Block(self.vectors.shape[1], max(CAPACITY_MIN, 2 * (len(positions) + room)))
-        block.vectors[: len(positions)] = self.vectors[positions]
+        # Not by way of a copy; "raise" would buffer one.
+        np.take(self.vectors, positions, axis=0, out=block.vectors[: len(positions)], mode="clip")
         block.rids[: len(positions)] = self.rids[positions]
         block.used = len(positions)
         fresh = bits.extended(np.empty(0, dtype=np.uint8), 0, len(positions))

@@ -20,7 +20,7 @@ from services.quorum.rows import PassageRow, PullBundle, WriteBatch
 from services.quorum.status import ReplicaStatus
 from services.runtime.clock import Clock
 from services.runtime.config import LexicalConfig, MetadataKind, ShardConfig
-from services.shard import files, opening
+from services.shard import files, heap, opening
 from services.shard.codecs import Codec
 from services.shard.damage import DamagedRowError, DamageLedger, RowName
 from services.shard.faiss_index import DEFAULT_KIND, Kind
@@ -105,6 +105,7 @@ class Engine:
         self._rows = RowsWriter(self._database, dim, self.filters.index, self._terms)
         loaded = load_view(self._rows, self.segments_dir, dim, self.lexical.analyzer)
         self._view = loaded.view
+        heap.give_back()
         self.ledger = DamageLedger(replica_id, loaded.damaged_rows, len(loaded.damaged_segments))
         for reason in repaired:
             self.ledger.add_repaired(f"derived anew from the rows: {reason}")
@@ -331,6 +332,7 @@ class Engine:
         self._view = self._view.sealed(segment, frozenset(replaced))
         for name in replaced:
             files.remove_tree(self.segments_dir / name)
+        heap.shrink_arena()
         self.hooks.published()
 
     def _recheck(self) -> None:

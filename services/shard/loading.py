@@ -24,7 +24,7 @@ from services.shard.rows_reader import RowsReader
 from services.shard.segment import Segment, SegmentDamagedError, open_segment
 from services.shard.view import Part, View, index_epoch
 
-ROWS_PER_READ = 4_096
+ROWS_PER_READ = 1_024
 _LOG = logger("shard")
 
 

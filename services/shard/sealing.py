@@ -10,7 +10,6 @@ written again only when what it lies in grows by half: O(log(rows / flush)) time
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from observability.logs import logger
 from services.runtime.config import ShardConfig
-from services.shard import files, segment, segment_build
+from services.shard import files, heap, segment, segment_build
 from services.shard.cpu_budget import CpuBudget
 from services.shard.engine import Engine
 from services.shard.faiss_index import Kind
@@ -39,7 +38,6 @@ URGENT_FLUSHES = 2
 """With so many flushes waiting in the delta, a build no longer keeps to its budget: exact search pays more."""
 TRAIN = ""
 """In place of a codec's name: train one on the rows themselves."""
-_LIBC = ctypes.CDLL(None)
 _LOG = logger("shard")
 
 
@@ -146,6 +144,13 @@ def build_and_publish(engine: Engine, sealing: Sealing, budget: CpuBudget | None
 
     Raises OSError, StoreError, SegmentDamagedError (of a segment that was to be merged), StoppedError.
     """
+    try:
+        _build_and_publish(engine, sealing, budget)
+    finally:
+        heap.give_back()  # the view that was built from is let go of by now, and the segments replaced with it
+
+
+def _build_and_publish(engine: Engine, sealing: Sealing, budget: CpuBudget | None) -> None:
     view = engine.view
     parts = [part for part in view.parts if part.segment.name in sealing.replaced]
     rids = np.intersect1d(sealing.rids, view.live_rids())
@@ -181,8 +186,8 @@ def build_and_publish(engine: Engine, sealing: Sealing, budget: CpuBudget | None
     except BaseException:
         files.remove_tree(engine.segments_dir / f"{name}.tmp")
         raise
+    heap.give_back()  # an index read into pages that the build has used would keep the unused ends of its lists
     engine.seal(segment.map_segment(final, manifest), sha256, sealing.replaced).result()
-    _give_back_memory()
     _LOG.info(
         "segment published",
         replica=engine.replica_id,
@@ -195,12 +200,6 @@ def build_and_publish(engine: Engine, sealing: Sealing, budget: CpuBudget | None
         recall=manifest.recall,
         replaced=list(sealing.replaced),
     )
-
-
-def _give_back_memory() -> None:
-    """Return freed memory to the system: glibc keeps what a build used, hundreds of bytes for each row."""
-    if hasattr(_LIBC, "malloc_trim"):
-        _LIBC.malloc_trim(0)
 
 
 def _drop(engine: Engine, names: Sequence[str]) -> None:
@@ -236,7 +235,7 @@ def _vectors_of(view: View, dim: int) -> segment_build.Reader:
         vectors = np.empty((len(rids), dim), dtype=np.float16)
         found = 0
         for part in view.parts:
-            inside = np.isin(rids, part.segment.rids[part.segment.positions(rids)])
+            inside = part.segment.holds(rids)
             vectors[inside] = part.segment.vectors[part.segment.positions(rids[inside])]
             found += int(inside.sum())
         at = np.searchsorted(view.delta.rids, rids, sorter=order)

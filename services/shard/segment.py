@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from services.shard import faiss_index, files
+from services.shard import faiss_index, files, heap
 from services.shard.faiss_index.library import VERSION
 from services.shard.lexical_segment import LEXICAL_FILE, LexicalSegment, open_lexical
 
@@ -128,6 +128,10 @@ class Segment:
         positions = self.order[found[inside]]
         return np.asarray(positions[self.rids[positions] == rids[inside]], dtype=np.int64)
 
+    def holds(self, rids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether each of `rids` is the rid of a row here, dead or alive."""
+        return np.isin(rids, self.rids[self.positions(rids)])
+
     def codec(self) -> bytes:
         """The trained index without rows. Only for segments that have one."""
         assert self.index is not None, "a flat segment has no codec"
@@ -144,9 +148,10 @@ class Segment:
 def sha256_of(path: Path, pause: Callable[[], None] = lambda: None) -> str:
     """Hex sha256 of a file, with `pause` called after each MiB. Raises OSError."""
     state = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(HASH_BLOCK):
-            state.update(block)
+    # Not from malloc: what a thread took there stays when the thread has ended.
+    with path.open("rb", buffering=0) as file, heap.mapping(HASH_BLOCK) as block, memoryview(block) as view:
+        while count := file.readinto(view):
+            state.update(view[:count])
             pause()
     return state.hexdigest()
 

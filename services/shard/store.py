@@ -20,7 +20,7 @@ from typing import Any
 import apsw
 
 BUSY_MS = 10_000
-CACHE_KIB_WRITER = 16_384
+CACHE_KIB_WRITER = 4_096
 CACHE_KIB_READER = 4_096
 
 LOG_BYTES_KEPT = 16 * 1024 * 1024

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from observability.logs import logger
-from services.shard import sealing
+from services.shard import heap, sealing
 from services.shard.cpu_budget import CpuBudget, StoppedError
 from services.shard.engine import Engine, ReplicaFailedError
 from services.shard.scrub import Scrub
@@ -35,6 +35,7 @@ class Upkeep:
         """Segments built since the start."""
         self.building = ""
         """What is being built now, in words."""
+        self._tidied = 0
         self._thread = threading.Thread(target=self._run, name=f"upkeep-{engine.replica_id[:8]}", daemon=True)
 
     def start(self) -> None:
@@ -75,6 +76,9 @@ class Upkeep:
             if self._engine.read_only:
                 self._engine.probe().result()
             self.scrub.discard_damaged()
+            if self._tidied != self.builds:
+                self._tidied = self.builds
+                heap.give_back()  # searches have let go by now of what the last build replaced
             self._seal()
             number = self._engine.view.number
             if number != self._checkpointed and self._engine.log_bytes() > LOG_BYTES_CHECKPOINT:

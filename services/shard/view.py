@@ -6,8 +6,9 @@ bitmaps it touches; a search keeps the view it began with, so an updated row nev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ from services.shard.delta import Delta
 from services.shard.segment import FLAT, Segment
 
 DIGEST_MODULUS = 1 << 128
+PIECE_ROWS = 1 << 16
+"""Looked up at once, in the writer thread: a multiple of 8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +53,24 @@ class Part:
     @classmethod
     def of(cls, segment: Segment, live_rids: NDArray[np.int64]) -> Part:
         """A part in which exactly the rows in `live_rids` are alive."""
+        return cls.among(segment, [live_rids])
+
+    @classmethod
+    def among(cls, segment: Segment, live_rids: Iterable[NDArray[np.int64]]) -> Part:
+        """The same with the rows that live in pieces, of which one is held at a time."""
         mask = np.zeros(segment.rows, dtype=np.bool_)
-        mask[segment.positions(live_rids)] = True
+        for rids in live_rids:
+            mask[segment.positions(rids)] = True
         return cls(segment, bits.from_mask(mask), int(mask.sum()))
 
     def live_rids(self) -> NDArray[np.int64]:
-        return np.asarray(self.segment.rids[bits.to_mask(self.alive, self.segment.rows)], dtype=np.int64)
+        return np.concatenate([np.empty(0, dtype=np.int64), *self.live_pieces()])
+
+    def live_pieces(self) -> Iterator[NDArray[np.int64]]:
+        """`live_rids` in pieces that cost little memory."""
+        for start in range(0, self.segment.rows, PIECE_ROWS):
+            rids = self.segment.rids[start : start + PIECE_ROWS]
+            yield rids[bits.to_mask(self.alive[start // 8 :], len(rids))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +144,10 @@ class View:
         view is alive in the next.
         """
         kept = tuple(part for part in self.parts if part.segment.name not in replaced)
-        gone = [part.live_rids() for part in self.parts if part.segment.name in replaced]
-        part = Part.of(segment, np.concatenate([self.delta.rids[self.delta.live_positions()], *gone]))
+        gone = chain.from_iterable(part.live_pieces() for part in self.parts if part.segment.name in replaced)
+        part = Part.among(segment, chain([self.delta.rids[self.delta.live_positions()]], gone))
         parts = tuple(sorted((*kept, part), key=lambda p: (-p.segment.rows, p.segment.name)))
-        outside = ~np.isin(self.delta.rids, segment.rids)
+        outside = ~segment.holds(self.delta.rids)
         return replace(
             self,
             number=self.number + 1,

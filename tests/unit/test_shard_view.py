@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from services.quorum.gtid import Gtid, GtidSet
 from services.shard import alive as bits
 from services.shard import faiss_index, scoring, segment, segment_build, tuning, view_search
-from services.shard.delta import Delta
+from services.shard import view as view_module
+from services.shard.delta import CAPACITY_MIN, Delta
 from services.shard.segment import Segment
 from services.shard.view import Change, Part, View
 
@@ -94,6 +95,18 @@ def test_every_view_keeps_answering_as_it_did_when_it_was_published(data: st.Dat
             assert found_by(old, query, k, exact=exact) == brute_force(rows, query, k)
 
 
+def test_an_older_delta_reads_the_block_that_a_newer_one_has_left() -> None:
+    """Its memory is a mapping of its own, which must last as long as the last array that looks into it."""
+    rows = unit_rows(3 * CAPACITY_MIN, 4)
+    old = Delta.empty(DIM).plus(np.arange(CAPACITY_MIN), rows[:CAPACITY_MIN])
+    kept = old.vectors
+    new = old.without(np.array([3])).plus(np.arange(CAPACITY_MIN, len(rows)), rows[CAPACITY_MIN:])
+    assert new.block is not old.block
+    del old
+    assert np.array_equal(kept, rows[:CAPACITY_MIN])
+    assert np.array_equal(new.vectors, np.delete(rows, 3, axis=0))
+
+
 @given(st.sets(st.integers(0, 199)), st.integers(1, 200), st.integers(0, 40))
 @settings(max_examples=100, deadline=None)
 def test_a_bitmap_is_a_set_of_positions(gone: set[int], length: int, added: int) -> None:
@@ -122,7 +135,11 @@ def test_a_tie_across_the_kth_place_is_returned_whole() -> None:
     assert sorted(candidates.rids.tolist()) == list(range(1, 61))
 
 
-def test_a_row_that_died_while_a_segment_was_built_is_dead_in_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("piece_rows", [view_module.PIECE_ROWS, 64])
+def test_a_row_that_died_while_a_segment_was_built_is_dead_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece_rows: int
+) -> None:
+    monkeypatch.setattr(view_module, "PIECE_ROWS", piece_rows)
     vectors = unit_rows(900, 7, 16)
     rids = np.arange(1, 901, dtype=np.int64)
     view = empty_view(16).committed(GtidSet.EMPTY, 0, change([], rids.tolist(), vectors))
@@ -134,6 +151,11 @@ def test_a_row_that_died_while_a_segment_was_built_is_dead_in_it(tmp_path: Path)
     assert sealed.live_rids().tolist() == later.live_rids().tolist()
     assert sealed.index_epoch.split("-")[0] == made.manifest.codec
     assert sealed.digest == later.digest
+    flat = build_segment(tmp_path, "segment-b", rids[800:], vectors[800:], segment_build.Encoding(flat=True))
+    whole = build_segment(tmp_path, "segment-c", rids, vectors)
+    merged = sealed.sealed(flat, frozenset()).sealed(whole, frozenset({"segment-a", "segment-b"}))
+    assert [part.live for part in merged.parts] == [897]
+    assert merged.live_rids().tolist() == later.live_rids().tolist()
     for rid in (5, 799, 850):
         query = vectors[rid - 1].astype(np.float32)
         for exact in (True, False):
