@@ -1,6 +1,6 @@
 """Searches of one replica, in process, while rows arrive: their p95 beside the p95 of the same searches idle.
 
-    python -m benchmarks.ingest_search [--rows 50000] [--rate 500] [--seconds 60] [--dim 384] [--flush 8192]
+    python -m benchmarks.ingest_search [--rows 50000] [--rate 500] [--seconds 60] [--dim 384] [--flush N]
 
 Capacity is measured first, by searching one query after the other in one thread. Then the same open-loop arrivals, at
 30 % of capacity, run twice: idle, and while batches of 50 rows arrive at the rate and upkeep flushes and merges.
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=500.0, help="rows per second")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--dim", type=int, default=384)
-    parser.add_argument("--flush", type=int, default=8_192)
+    parser.add_argument("--flush", type=int, default=ShardConfig().delta_rows_flush)
     parser.add_argument("--out", type=Path, default=Path("reports/ingest_search.json"))
     arguments = parser.parse_args()
     use_one_thread()
