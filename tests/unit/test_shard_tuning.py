@@ -110,9 +110,13 @@ def test_the_cheapest_that_suffices(points: list[Point], target: float) -> None:
     if sure := [point for point in modest if point.recall_sure >= target]:
         assert chosen.cost_ns == min(point.cost_ns for point in sure)
         assert chosen in sure
-    elif any(point.recall_both >= target for point in modest) and chosen.scanned <= tuning.SCANNED_MAX:
-        assert chosen.recall_both >= target
-        assert chosen.recall_sure >= max(point.recall_sure for point in modest) - tuning.AS_SURE
+    elif surest := [
+        point
+        for point in modest
+        if point.recall_both >= target and all(point.recall_sure >= p.recall_sure - tuning.AS_SURE for p in modest)
+    ]:
+        assert chosen.cost_ns == min(point.cost_ns for point in surest)
+        assert chosen in surest
     elif good:
         assert chosen.cost_ns == min(point.cost_ns for point in good)
         assert chosen.recall_sure >= target
