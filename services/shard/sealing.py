@@ -3,9 +3,10 @@
 The policy is a pure function of a view. Building reads one view and never touches the writer; only publication does,
 and rows that died meanwhile are dead in the published bitmap.
 
-Segments are kept in sizes that more than double: a flush takes every segment with it that is not larger than
-RATIO times what is being written already. So there are few of them, for each costs a search of its own, and a row is
-written again only when what it lies in grows by half: O(log(rows / flush)) times in all.
+Every search scans the delta, so a flush writes the delta alone and is soon done, and a merge that takes long lets a
+full delta be flushed between two of its chunks. Segments are merged as soon as one is not larger than RATIO times all
+smaller ones together. So there are few of them, for each costs a search of its own, and a row is written again only
+when what it lies in grows by half: O(log(rows / flush)) times in all.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ class Sealing:
     rids: NDArray[np.int64]
     replaced: tuple[str, ...]
     codec: str
+    with_delta: bool = False
+    """Whether rows of the delta are among them."""
 
     @property
     def trains(self) -> bool:
@@ -66,22 +69,26 @@ def due(view: View, config: ShardConfig, shared: Shared | None = None) -> Sealin
 
     `shared` None: nobody else trains, so a codec is trained here and found in the segments.
     """
-    full = view.delta.live >= config.delta_rows_flush
     if shared is None and _retrain(view, config):
-        return Sealing(view.live_rids(), _names(view.parts), TRAIN)
+        return Sealing(view.live_rids(), _names(view.parts), TRAIN, with_delta=True)
     codec = _own_codec(view) if shared is None else shared.codec
-    if full:
-        taken = _taken_along(view.parts, view.delta.live, SEGMENTS_MAX - 1)
-        return _of(view, taken, codec, with_delta=True)
+    flushed = flush_due(view, config, codec)
+    if flushed is not None:
+        return flushed
+    merged = _merged(view.parts)
+    if merged:
+        return _of(merged, codec)
     worn = [part for part in view.parts if part.dead > DEAD_SHARE_MAX * part.segment.rows]
-    if worn:
-        smallest = min(worn, key=_size)
-        others = [part for part in view.parts if part is not smallest]
-        return _of(view, [smallest, *_taken_along(others, smallest.live, SEGMENTS_MAX)], codec, with_delta=False)
-    old = [part for part in view.parts if part.segment.manifest.codec != codec]
-    if old and codec != FLAT:
-        return _of(view, [min(old, key=_size)], codec, with_delta=False)
-    return None
+    old = [part for part in view.parts if part.segment.manifest.codec != codec] if codec != FLAT else []
+    rewritten = worn or old
+    return _of([min(rewritten, key=_size)], codec) if rewritten else None
+
+
+def flush_due(view: View, config: ShardConfig, codec: str) -> Sealing | None:
+    """The delta as a segment of its own, if it is full. Pure."""
+    if view.delta.live < config.delta_rows_flush:
+        return None
+    return Sealing(np.sort(view.delta.rids[view.delta.live_positions()]), (), codec, with_delta=True)
 
 
 def _retrain(view: View, config: ShardConfig) -> bool:
@@ -99,22 +106,20 @@ def _own_codec(view: View) -> str:
     return max(trained, key=lambda manifest: (manifest.trained_rows_basis, manifest.codec)).codec if trained else FLAT
 
 
-def _taken_along(parts: Sequence[Part], rows: int, kept_max: int) -> list[Part]:
-    """The smallest parts that are not larger than RATIO times what is written with them, and those beyond a limit."""
-    taken: list[Part] = []
+def _merged(parts: Sequence[Part]) -> list[Part]:
+    """The smallest parts, up to the last that is not larger than RATIO times those before it, and to a limit."""
     ascending = sorted(parts, key=_size)
+    taken = len(ascending) - SEGMENTS_MAX + 1 if len(ascending) > SEGMENTS_MAX else 0
+    smaller = 0
     for number, part in enumerate(ascending):
-        if part.live > RATIO * rows and len(ascending) - number <= kept_max:
-            break
-        taken.append(part)
-        rows += part.live
-    return taken
+        if number and part.live <= RATIO * smaller:
+            taken = max(taken, number + 1)
+        smaller += part.live
+    return ascending[:taken]
 
 
-def _of(view: View, taken: Sequence[Part], codec: str, *, with_delta: bool) -> Sealing:
-    delta = [view.delta.rids[view.delta.live_positions()]] if with_delta else []
-    rids = np.sort(np.concatenate([*delta, *(part.live_rids() for part in taken)]))
-    return Sealing(rids, _names(taken), codec)
+def _of(taken: Sequence[Part], codec: str) -> Sealing:
+    return Sealing(np.sort(np.concatenate([part.live_rids() for part in taken])), _names(taken), codec)
 
 
 def _size(part: Part) -> tuple[int, str]:
@@ -139,29 +144,36 @@ def _shared(engine: Engine) -> Shared | None:
     return Shared(FLAT if codec is None else codec.short)
 
 
-def build_and_publish(engine: Engine, sealing: Sealing, budget: CpuBudget | None = None) -> None:
-    """Build one segment in the calling thread and publish it.
+def build_and_publish(engine: Engine, sealing: Sealing, budget: CpuBudget | None = None) -> int:
+    """Build one segment in the calling thread and publish it; returns how many were published, for a delta that fills
+    up during a merge is flushed before the merge goes on.
 
     Raises OSError, StoreError, SegmentDamagedError (of a segment that was to be merged), StoppedError.
     """
     try:
-        _build_and_publish(engine, sealing, budget)
+        return _build_and_publish(engine, sealing, budget)
     finally:
         heap.give_back()  # the view that was built from is let go of by now, and the segments replaced with it
 
 
-def _build_and_publish(engine: Engine, sealing: Sealing, budget: CpuBudget | None) -> None:
+def _build_and_publish(engine: Engine, sealing: Sealing, budget: CpuBudget | None) -> int:
     view = engine.view
     parts = [part for part in view.parts if part.segment.name in sealing.replaced]
     rids = np.intersect1d(sealing.rids, view.live_rids())
     if not len(rids):
         _drop(engine, sealing.replaced)
-        return
+        return 0
     urgent_rows = URGENT_FLUSHES * engine.config.delta_rows_flush
+    published = 0
 
     def pause() -> None:
+        nonlocal published
         if budget is not None:
             budget.pause(urgent=engine.view.delta.live > urgent_rows)
+        # Rows that this build covers are not flushed under its hands.
+        if not sealing.with_delta and engine.view.delta.live >= engine.config.delta_rows_flush:
+            flushed = flush_due(engine.view, engine.config, sealing.codec)
+            published += 0 if flushed is None else _build_and_publish(engine, flushed, budget)
 
     if budget is not None:
         budget.begin()
@@ -200,6 +212,7 @@ def _build_and_publish(engine: Engine, sealing: Sealing, budget: CpuBudget | Non
         recall=manifest.recall,
         replaced=list(sealing.replaced),
     )
+    return published + 1
 
 
 def _drop(engine: Engine, names: Sequence[str]) -> None:

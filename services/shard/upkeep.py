@@ -102,8 +102,7 @@ class Upkeep:
                 return
             self.building = f"{len(sealing_due.rids)} rows in place of {len(sealing_due.replaced)} segments"
             try:
-                sealing.build_and_publish(self._engine, sealing_due, self._budget)
-                self.builds += 1
+                self.builds += sealing.build_and_publish(self._engine, sealing_due, self._budget)
             except SegmentDamagedError as error:
                 self._engine.ledger.add_part(error.segment, str(error))  # discarded in the next round
                 return

@@ -207,25 +207,47 @@ def test_every_search_equals_brute_force_through_flushes_merges_and_codecs(
     assert len(kinds) >= 3, "flat and two codecs"
 
 
+def _flushed(engine: Engine, step: int) -> None:
+    """Fill the delta and seal it, once."""
+    future = engine.write(batch(step, [(f"d{step}-{n}", 20) for n in range(10)]), 1)
+    assert future is not None
+    future.result(10)
+    found = sealing.due_for(engine)
+    assert found is not None
+    assert (found.with_delta, found.replaced) == (True, ())
+    assert sealing.build_and_publish(engine, found) == 1
+
+
 def test_a_damaged_segment_is_not_merged(engine: Engine) -> None:
-    for step in range(1, 5):
-        future = engine.write(batch(step, [(f"d{step}-{n}", 20) for n in range(10)]), 1)
-        assert future is not None
-        future.result(10)
-        found = sealing.due_for(engine)
-        assert found is not None
-        if found.replaced:
-            damaged = next(part.segment for part in engine.view.parts if part.segment.name in found.replaced)
-            path = damaged.directory / VECTORS_FILE
-            data = bytearray(path.read_bytes())
-            data[-3] ^= 1
-            path.write_bytes(data)
-            with pytest.raises(SegmentDamagedError, match="vectors") as caught:
-                sealing.build_and_publish(engine, found)
-            assert caught.value.segment == damaged.name
-            return
+    _flushed(engine, 1)
+    _flushed(engine, 2)
+    found = sealing.due_for(engine)
+    assert found is not None
+    assert len(found.replaced) == 2
+    damaged = engine.view.parts[0].segment
+    path = damaged.directory / VECTORS_FILE
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(SegmentDamagedError, match="vectors") as caught:
         sealing.build_and_publish(engine, found)
-    pytest.fail("nothing was merged")
+    assert caught.value.segment == damaged.name
+
+
+def test_a_delta_that_fills_up_during_a_merge_is_flushed_before_the_merge_goes_on(engine: Engine) -> None:
+    _flushed(engine, 1)
+    _flushed(engine, 2)
+    merge = sealing.due_for(engine)
+    assert merge is not None
+    future = engine.write(batch(3, [(f"d{n}", 20) for n in range(10)] + [("d1-1", 0)]), 1)
+    assert future is not None
+    future.result(10)
+    assert engine.view.delta.live == 200
+    assert sealing.build_and_publish(engine, merge) == 2
+    view = engine.view
+    assert view.delta.live == 0
+    assert sorted(part.live for part in view.parts) == [200, 380], "a row that died meanwhile is dead"
+    assert _stored(engine).keys() == set(view.live_rids().tolist())
 
 
 def test_a_stopped_build_leaves_nothing(engine: Engine) -> None:
