@@ -12,7 +12,7 @@ from ostraka.cli.mesh_file import prepare, write_default
 from ostraka.cli.options import JsonOption, MeshFileOption, TimeoutOption
 from ostraka.cli.output import CONSOLE, command, print_json, print_table, report_error
 from ostraka.cli.session import client_of
-from ostraka.cli.supervisor import Supervisor
+from ostraka.cli.supervisor import Supervisor, to_the_end
 from ostraka.errors import OstrakaError
 from ostraka.mesh_status import MeshStatus
 from services.runtime.config import load, mesh_file_path
@@ -34,11 +34,11 @@ async def up(
         CONSOLE.print(f"wrote {path}", markup=False)
     config = prepare(path)
     supervisor = Supervisor(config)
-    started = await asyncio.to_thread(supervisor.start_all)
     try:
+        started = await to_the_end(supervisor.start_all)
         await supervisor.wait_serving(timeout_s=timeout_s)
     except BaseException:
-        await asyncio.to_thread(supervisor.stop, started)
+        await to_the_end(supervisor.stop, supervisor.started)
         raise
     if as_json:
         print_json({"started": started, "running": supervisor.running(), "routers": config.router.addresses})

@@ -14,10 +14,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import grpc
 import psutil
@@ -32,6 +33,8 @@ KILL_AFTER_S = 8.0
 """Beyond `mesh.drain_s`: a process has this long to close its files after SIGTERM; then it is killed."""
 LOG_LINES_SHOWN = 15
 _WATCH_S = 0.1
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class SupervisorError(RuntimeError):
@@ -49,6 +52,17 @@ class Seat:
     role: Role
     threads: int
     """Of numerical libraries."""
+
+
+async def to_the_end(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run `work` in a thread, and wait for its end even when cancelled: a thread goes on, and what it starts after
+    everything was stopped would stay."""
+    task = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 class Supervisor:
@@ -104,6 +118,11 @@ class Supervisor:
         self._children[name] = child
         created_s = psutil.Process(child.pid).create_time()
         ProcessRecord(name, child.pid, created_s, seat.module, str(log)).write(self.run_dir)
+
+    @property
+    def started(self) -> list[str]:
+        """Names of the processes that this object started, in order; some may have ended."""
+        return list(self._children)
 
     def start_all(self) -> list[str]:
         """Start what does not run; the names started."""

@@ -56,12 +56,13 @@ async def test_every_check_holds_and_nothing_stays(tmp_path: Path) -> None:
     assert processes_of(tmp_path / "demo") == []
 
 
+@pytest.mark.parametrize("running", [1, 6], ids=["while-they-start", "when-all-run"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_an_interruption_stops_what_was_started(tmp_path: Path, number: signal.Signals) -> None:
+async def test_an_interruption_stops_what_was_started(tmp_path: Path, number: signal.Signals, running: int) -> None:
     directory = tmp_path / "demo"
     demo = await start(directory)
-    await eventually(lambda: len(processes_of(directory)) == 6, 60, "all processes run")
+    await eventually(lambda: len(processes_of(directory)) >= running, 60, f"{running} of the processes run")
     demo.send_signal(number)
-    await asyncio.wait_for(demo.communicate(), 60)
-    assert demo.returncode == 130
+    out, err = await asyncio.wait_for(demo.communicate(), 60)
+    assert demo.returncode == 130, f"{out.decode()[-2_000:]}\n{err.decode()[-2_000:]}"
     assert processes_of(directory) == []

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 
 from ostraka.cli.mesh_file import NODES_DEFAULT, free_ports, mesh_toml, prepare
 from ostraka.cli.process_record import ProcessRecord, read_record
-from ostraka.cli.supervisor import Supervisor, SupervisorError
+from ostraka.cli.supervisor import Supervisor, SupervisorError, to_the_end
 from services.runtime.config import Config, ConfigError, load
 
 
@@ -125,3 +127,23 @@ async def test_what_never_serves_is_said_in_time(config: Config) -> None:
             await supervisor.wait_serving(["node-a"], timeout_s=0.05)
     finally:
         supervisor.stop_all()
+
+
+async def test_what_a_cancelled_caller_began_is_waited_for() -> None:
+    begun, may_end, ended = asyncio.Event(), threading.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def work() -> None:
+        loop.call_soon_threadsafe(begun.set)
+        may_end.wait(10)
+        ended.set()
+
+    task = asyncio.create_task(to_the_end(work))
+    await begun.wait()
+    task.cancel()
+    done, _ = await asyncio.wait([task], timeout=0)
+    assert not done
+    loop.call_soon(may_end.set)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended.is_set()

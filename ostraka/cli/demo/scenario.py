@@ -15,7 +15,7 @@ from ostraka.cli.demo.stage import Stage
 from ostraka.cli.mesh_commands import print_mesh
 from ostraka.cli.output import CONSOLE
 from ostraka.cli.query_commands import print_event
-from ostraka.cli.supervisor import Supervisor
+from ostraka.cli.supervisor import Supervisor, to_the_end
 from ostraka.cli.write_commands import ingest_into, print_report
 from ostraka.client import Client
 from ostraka.ingest.chunker import ChunkLimits
@@ -69,7 +69,7 @@ class Demo:
         stage = self.stage
         stage.step(f"A mesh of {len(self._supervisor.seats)} processes, mutual TLS between all of them")
         began_s = time.monotonic()
-        names = await asyncio.to_thread(self._supervisor.start_all)
+        names = await to_the_end(self._supervisor.start_all)
         stage.say(f"started {', '.join(names)}; waiting until each says SERVING")
         await self._supervisor.wait_serving()
         stage.check(
@@ -145,7 +145,7 @@ class Demo:
 
     async def _kill(self, client: Client, before: Answer) -> None:
         self.stage.step(f"SIGKILL for {VICTIM}, and the first question again")
-        await asyncio.to_thread(self._supervisor.kill, VICTIM)
+        await to_the_end(self._supervisor.kill, VICTIM)
         self.stage.check(self._supervisor.process(VICTIM) is None, f"{VICTIM} is dead")
         after = await self._ask(client, QUESTIONS[0])
         self.stage.check(
@@ -170,7 +170,7 @@ class Demo:
 
     async def _heal(self, client: Client) -> None:
         self.stage.step(f"{VICTIM} comes back")
-        await asyncio.to_thread(self._supervisor.start, VICTIM)
+        await to_the_end(self._supervisor.start, VICTIM)
         await self._supervisor.wait_serving([VICTIM])
         deadline_s = time.monotonic() + HEAL_S
         mesh: MeshStatus = await client.status()
