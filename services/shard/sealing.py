@@ -170,10 +170,11 @@ def _build_and_publish(engine: Engine, sealing: Sealing, budget: CpuBudget | Non
         nonlocal published
         if budget is not None:
             budget.pause(urgent=engine.view.delta.live > urgent_rows)
-        # Rows that this build covers are not flushed under its hands.
-        if not sealing.with_delta and engine.view.delta.live >= engine.config.delta_rows_flush:
-            flushed = flush_due(engine.view, engine.config, sealing.codec)
-            published += 0 if flushed is None else _build_and_publish(engine, flushed, budget)
+        if sealing.with_delta:  # rows that this build covers are not flushed under its hands
+            return
+        flushed = flush_due(engine.view, engine.config, sealing.codec)
+        if flushed is not None:
+            published += _build_and_publish(engine, flushed, budget)
 
     if budget is not None:
         budget.begin()
