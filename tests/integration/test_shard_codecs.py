@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ostraka.v1 import shard_pb2
+from services.quorum.gtid import GtidSet
 from services.quorum.rows import WriteBatch
 from services.runtime.config import Config
 from services.runtime.config_sections import IndexKind
@@ -65,10 +66,12 @@ async def ingest(node: ShardNode, first: int, count: int) -> list[WriteBatch]:
 
 
 async def assert_found(nodes: list[ShardNode], written: list[WriteBatch]) -> None:
-    """Every document's first passage is the best hit for its own vector, on every node."""
+    """Every document's first passage is the best hit for its own vector, on every node once it has pulled them."""
+    everything = GtidSet.of(*(entry.gtid for entry in written))
+    await eventually(lambda: all(node.applied.issuperset(everything) for node in nodes))
     for node in nodes:
         for entry in written:
-            reply = await node.stub.Search(search_request(entry, require=node.applied), timeout=10)
+            reply = await node.stub.Search(search_request(entry, require=everything), timeout=10)
             (leg,) = reply.shards
             assert leg.status == shard_pb2.REPLICA_STATUS_OK, leg.message
             hit = leg.results[0].hits[0]
