@@ -1,11 +1,13 @@
 """Searches of one replica, in process, while rows arrive: their p95 beside the p95 of the same searches idle.
 
-    python -m benchmarks.ingest_search [--rows 50000] [--rate 500] [--seconds 60] [--dim 384] [--flush N]
+    python -m benchmarks.ingest_search [--rows 50000] [--rate 500] [--seconds 55] [--dim 384] [--flush N]
 
-Capacity is measured first, by searching one query after the other in one thread for ten seconds. Then the same
-open-loop arrivals, at 30 % of capacity, run twice: idle, and while batches of 50 rows arrive at the rate and upkeep
-flushes and merges. Latency counts from the scheduled arrival. After each acknowledgement a search for a row of the
-batch must find it.
+Searches run in as many threads as there are cores, as in a node. The replica is filled until its delta is half full,
+which is what searches find on the average. Capacity is measured first: each thread begins its next search as soon as
+one has ended, for ten seconds. Then the same open-loop arrivals, at 30 % of capacity, run idle and while batches of 50
+rows arrive at the rate and upkeep flushes, merges and checks; idle for half the time before that and half after it, so
+that neither a drift of the machine nor one state of the index decides. Latency counts from the scheduled arrival.
+After each acknowledgement a search for a row of the batch must find it.
 Codecs are trained as a node does, beside sealing and when the rule of their owner says so, which is while the replica
 is filled and not in the span. Exits 1 when a row is not found, when the span held no flush or no merge, or when a
 training would have fallen into it.
@@ -14,12 +16,15 @@ training would have fallen into it.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import os
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--rate", type=float, default=500.0, help="rows per second")
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seconds", type=float, default=55.0)
     parser.add_argument("--dim", type=int, default=384)
     parser.add_argument("--flush", type=int, default=ShardConfig().delta_rows_flush)
     parser.add_argument("--out", type=Path, default=Path("reports/ingest_search.json"))
@@ -81,27 +86,33 @@ def main() -> None:
 
 
 def _run(engine: Engine, codec: OwnedCodec, rows: Rows, count: int, rate: float, seconds: float) -> dict[str, Any]:
-    upkeep = Upkeep(engine)
-    for start in range(0, count, BATCH):
-        write(engine, rows, start, min(BATCH, count - start))
+    """`count` rows, and more until the delta is half full: what a search finds on the average."""
+    upkeep, filled = Upkeep(engine), 0
+    while filled < count or engine.view.delta.live < engine.config.delta_rows_flush // 2:
+        write(engine, rows, filled, BATCH)
+        filled += BATCH
         if engine.view.delta.live >= engine.config.delta_rows_flush:
             codec.train_if_due(engine)
             upkeep.step(1)
     upkeep.stop()
     queries = rows.queries(256)
-    capacity = _capacity(engine, queries)
+    threads = os.cpu_count() or 1
+    capacity = _capacity(engine, queries, threads)
     arrivals = np.cumsum(np.random.default_rng(SEED).exponential(1 / (LOAD * capacity), int(LOAD * capacity * seconds)))
-    idle = _searched(engine, queries, arrivals)
+    half = arrivals[: len(arrivals) // 2]
+    before = _searched(engine, queries, half, threads)
     upkeep = Upkeep(engine)
     upkeep.start()
-    writer = _Writes(engine, rows, count, rate, upkeep.wake)
+    writer = _Writes(engine, rows, filled, rate, upkeep.wake)
     writer.start()
-    busy = _searched(engine, queries, arrivals)
+    busy = _searched(engine, queries, arrivals, threads)
     writer.stop.set()
     writer.join()
     upkeep.stop()
+    idle = np.concatenate([before, _searched(engine, queries, half, threads)])
     return {
-        "rows": count,
+        "rows": filled,
+        "threads": threads,
         "rate": rate,
         "dim": rows.dim,
         "capacity_per_s": capacity,
@@ -116,13 +127,24 @@ def _run(engine: Engine, codec: OwnedCodec, rows: Rows, count: int, rate: float,
     }
 
 
-def _capacity(engine: Engine, queries: NDArray[np.float32]) -> float:
-    """Searches per second, one after the other."""
-    searches, began = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - began) < CAPACITY_S:
-        view_search.search(engine.view, queries[searches % len(queries)][None, :], K, exact=False)
-        searches += 1
-    return searches / elapsed
+def _capacity(engine: Engine, queries: NDArray[np.float32], threads: int) -> float:
+    """Searches per second when every thread begins its next search as soon as one has ended."""
+    began = time.perf_counter()
+
+    def searches(first: int) -> int:
+        done = 0
+        while time.perf_counter() - began < CAPACITY_S:
+            _search(engine, queries, first + done)
+            done += 1
+        return done
+
+    with ThreadPoolExecutor(threads, initializer=use_one_thread) as pool:
+        total = sum(pool.map(searches, range(threads)))
+    return total / (time.perf_counter() - began)
+
+
+def _search(engine: Engine, queries: NDArray[np.float32], number: int) -> None:
+    view_search.search(engine.view, queries[number % len(queries)][None, :], K, exact=False)
 
 
 class _Writes(threading.Thread):
@@ -157,14 +179,24 @@ class _Writes(threading.Thread):
         self._parts = parts
 
 
-def _searched(engine: Engine, queries: NDArray[np.float32], arrivals: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Seconds from each scheduled arrival to its answer, one thread."""
+def _searched(
+    engine: Engine, queries: NDArray[np.float32], arrivals: NDArray[np.float64], threads: int
+) -> NDArray[np.float64]:
+    """Seconds from each scheduled arrival to its answer. The threads of a node's pool take them in their order."""
     times = np.empty(len(arrivals))
+    numbers = itertools.count()
     origin = time.perf_counter()
-    for number, arrival in enumerate(arrivals):
-        time.sleep(max(0.0, origin + arrival - time.perf_counter()))
-        view_search.search(engine.view, queries[number % len(queries)][None, :], K, exact=False)
-        times[number] = time.perf_counter() - origin - arrival
+
+    def serve() -> None:
+        while (number := next(numbers)) < len(arrivals):
+            due = origin + float(arrivals[number])
+            time.sleep(max(0.0, due - time.perf_counter()))
+            _search(engine, queries, number)
+            times[number] = time.perf_counter() - due
+
+    with ThreadPoolExecutor(threads, initializer=use_one_thread) as pool:
+        for served in [pool.submit(serve) for _ in range(threads)]:
+            served.result()
     return times
 
 

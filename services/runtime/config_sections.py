@@ -159,7 +159,7 @@ class ShardConfig:
     """Pause between two complete checks of all rows and files."""
     recall_target: float = 0.99
     """Recall@10 that nprobe and the candidate count are chosen for."""
-    background_cpu: float = 0.5
+    background_cpu: float = 0.25
     """Share of one core that flushing and merging segments may use; 1: as much as there is."""
     codec_exchange_ms: int = 2_000
     """How often nodes ask each other for newer codecs, and the owner looks whether one must be trained."""

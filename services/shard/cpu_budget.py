@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from services.runtime.clock import SYSTEM_CLOCK, thread_cpu_s
 
-BURST_S = 0.05
+BURST_S = 0.02
 """CPU seconds that may be used at once: a longer burst would be felt by searches."""
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -30,7 +30,8 @@ from services.shard.view import DIGEST_MODULUS
 
 SHARE = 0.05
 """Of one core, that the check of one replica takes; a node has several."""
-ROWS_PER_PIECE = 8_192
+ROWS_PER_READ = 128
+READS_PER_PIECE = 64
 LOG_BYTES_MAX = 256 * 1024 * 1024
 """The digest is of one committed state, and while that is read the write-ahead log only grows."""
 _QUICK_CHECK = "PRAGMA quick_check({})"
@@ -89,8 +90,10 @@ class _Tally:
 class Scrub:
     """The check of one replica. `step` and `run_once` belong to one thread."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, pause: Callable[[], None] = lambda: None) -> None:
+        """`pause` is called within a piece, every few milliseconds of work where that is possible."""
         self._engine = engine
+        self._pause = pause
         self._clock = engine.clock
         self._pieces: Generator[None, None, None] | None = None
         self._done = 0
@@ -177,7 +180,7 @@ class Scrub:
             chunks.update(row[0] for row in reader.database.rows("SELECT chunk FROM live"))
         for chunk in sorted(chunks):
             with engine.readers.lend() as reader, reader.database.reading():
-                found = chunk_check.check(reader, chunk)
+                found = chunk_check.check(reader, chunk, self._pause)
                 unfiltered = engine.filters.index.missing(reader.database, found.rows)
             if found.unindexed:
                 engine.ledger.add_repaired(
@@ -211,19 +214,27 @@ class Scrub:
         with engine.readers.lend() as reader, reader.database.reading():
             state, applied = read_state(reader.database), reader.intervals()
             bits, _ = live_bits.read(reader.database)
-            after = ""
-            while heads := reader.heads_after(after, ROWS_PER_PIECE):
+            after, read = "", 0
+            while heads := reader.heads_after(after, ROWS_PER_READ):
                 damaged = [name for head in heads for name in _damage_of(reader, head)]
                 if damaged:
                     engine.note_damage(damaged)
                 tally.add_heads(heads)
                 after = heads[-1].document_id
+                read += 1
+                if read % READS_PER_PIECE:
+                    self._pause()
+                    continue
                 yield
                 if self._log_too_large():
                     return
             last: Gtid | None = None
-            while ops := reader.ops_after(last, ROWS_PER_PIECE):
+            while ops := reader.ops_after(last, ROWS_PER_READ):
                 last = tally.add_ops(ops)
+                read += 1
+                if read % READS_PER_PIECE:
+                    self._pause()
+                    continue
                 yield
                 if self._log_too_large():
                     return
@@ -253,6 +264,8 @@ class Scrub:
         """Every file of every segment, read again from disk."""
         for part in self._engine.view.parts:
             for problem in _file_problems(part.segment):
+                if part.segment.name not in {each.segment.name for each in self._engine.view.parts}:
+                    break  # merged meanwhile, and its files are gone
                 if problem:
                     self._engine.ledger.add_part(part.segment.name, problem)
                     break

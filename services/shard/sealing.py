@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from observability.logs import logger
 from services.runtime.config import ShardConfig
-from services.shard import files, heap, segment, segment_build
+from services.shard import faiss_index, files, heap, segment, segment_build, tuning, view_search
 from services.shard.cpu_budget import CpuBudget
+from services.shard.delta import Delta
 from services.shard.engine import Engine
 from services.shard.faiss_index import Kind
 from services.shard.lexical_view import lexical_sources
@@ -35,6 +36,8 @@ DEAD_SHARE_MAX = 0.2
 """A segment with a larger share of dead rows is written anew."""
 RETRAIN_GROWTH = 2.0
 """A codec trained on fewer than 1 / RETRAIN_GROWTH of the rows is trained anew, where nobody else trains it."""
+LONELY = 2.0
+"""A segment whose settings were chosen in a view of so many times the rows that there are now is written anew."""
 URGENT_FLUSHES = 2
 """With so many flushes waiting in the delta, a build no longer keeps to its budget: exact search pays more."""
 TRAIN = ""
@@ -80,7 +83,8 @@ def due(view: View, config: ShardConfig, shared: Shared | None = None) -> Sealin
         return _of(merged, codec)
     worn = [part for part in view.parts if part.dead > DEAD_SHARE_MAX * part.segment.rows]
     old = [part for part in view.parts if part.segment.manifest.codec != codec] if codec != FLAT else []
-    rewritten = worn or old
+    alone = [part for part in view.parts if _lost_company(part, view.rows_live)]
+    rewritten = worn or old or alone
     return _of([min(rewritten, key=_size)], codec) if rewritten else None
 
 
@@ -98,6 +102,12 @@ def _retrain(view: View, config: ShardConfig) -> bool:
     waiting = view.delta.live >= config.delta_rows_flush or not basis
     sealed = bool(view.parts) or view.delta.live >= config.delta_rows_flush
     return waiting and sealed and view.rows_live > RETRAIN_GROWTH * basis
+
+
+def _lost_company(part: Part, rows_live: int) -> bool:
+    """Whether a part's effort was chosen among so many more rows that a search must look harder now."""
+    manifest = part.segment.manifest
+    return not manifest.flat and manifest.view_rows > LONELY * max(rows_live, part.segment.rows)
 
 
 def _own_codec(view: View) -> str:
@@ -183,14 +193,18 @@ def _build_and_publish(engine: Engine, sealing: Sealing, budget: CpuBudget | Non
     name = _new_name(sealing)
     files.make_directory(engine.segments_dir)
     try:
+        encoding = _encoding(engine, view, sealing)
+        rest = _rest(view, sealing)
         plan = segment_build.Plan(
             name=name,
             rids=rids,
             dim=engine.dim,
-            encoding=_encoding(engine, view, sealing),
+            encoding=encoding,
             recall_target=engine.config.recall_target,
             analyzer=engine.lexical.analyzer.name,
             lexical=lexical_sources(view),
+            surroundings=_surroundings(rest, len(rids), encoding) if rest.rows_live else None,
+            rows_around=rest.rows_live,
         )
         manifest, building = segment_build.build(plan, _vectors_of(view, engine.dim), engine.segments_dir, pause)
         final = engine.segments_dir / name
@@ -214,6 +228,30 @@ def _build_and_publish(engine: Engine, sealing: Sealing, budget: CpuBudget | Non
         replaced=list(sealing.replaced),
     )
     return published + 1
+
+
+def _rest(view: View, sealing: Sealing) -> View:
+    """The view without the rows that are sealed."""
+    kept = tuple(part for part in view.parts if part.segment.name not in sealing.replaced)
+    delta = Delta.empty(view.delta.vectors.shape[1]) if sealing.with_delta else view.delta
+    return replace(view, parts=kept, delta=delta)
+
+
+def _surroundings(rest: View, rows: int, encoding: Encoding) -> tuning.Surroundings:
+    codec = "" if encoding.codec is None else faiss_index.codec_id(encoding.codec)
+    larger = [part for part in rest.parts if part.segment.manifest.codec == codec and part.live > rows]
+    effort = max(larger, key=_size).segment.manifest.nprobe if larger else 0
+
+    def best(queries: NDArray[np.float32]) -> NDArray[np.float32]:
+        scores = np.full((len(queries), 10), -np.inf, dtype=np.float32)
+        for start in range(0, len(queries), tuning.BLOCK):
+            block = queries[start : start + tuning.BLOCK]
+            for row, found in enumerate(view_search.search(rest, block, 10, exact=False), start):
+                held = found.scores[:10]
+                scores[row, : len(held)] = held
+        return scores
+
+    return tuning.Surroundings(best, effort)
 
 
 def _drop(engine: Engine, names: Sequence[str]) -> None:

@@ -70,6 +70,8 @@ class Manifest:
     """Recall@10 measured with those settings on the segment's own rows."""
     sha256: dict[str, str]
     """Of every other file of the directory, by name."""
+    view_rows: int = 0
+    """Live rows of the view for which nprobe was chosen; 0 in segments written before it was recorded: their own."""
 
     @property
     def flat(self) -> bool:

@@ -58,6 +58,10 @@ class Plan:
     """Whose terms `lexical` holds."""
     lexical: tuple[LexicalSource, ...] | None = None
     """Where the postings of the rows come from; None: rows without words."""
+    surroundings: tuning.Surroundings | None = None
+    """The rest of the view; None: there are no other rows."""
+    rows_around: int = 0
+    """Rows in it."""
 
 
 def build(plan: Plan, read: Reader, segments_dir: Path, pause: Pause = lambda: None) -> tuple[Manifest, Path]:
@@ -89,7 +93,7 @@ def build(plan: Plan, read: Reader, segments_dir: Path, pause: Pause = lambda: N
         names = segment.DATA_FILES
         index.write(building / segment.INDEX_FILE)
         vectors = faiss_index.open_raw(building / segment.VECTORS_FILE, plan.dim).vectors
-        settings = tuning.measure(index, vectors, plan.recall_target, pause)
+        settings = tuning.measure(index, vectors, plan.recall_target, pause, plan.surroundings)
     manifest = Manifest(
         format=segment.FORMAT,
         name=plan.name,
@@ -104,6 +108,7 @@ def build(plan: Plan, read: Reader, segments_dir: Path, pause: Pause = lambda: N
         candidates_10=settings.candidates_10,
         candidates_100=settings.candidates_100,
         recall=round(settings.recall, 4),
+        view_rows=len(plan.rids) + plan.rows_around,
         sha256={name: segment.sha256_of(building / name, pause) for name in names},
     )
     return manifest, building

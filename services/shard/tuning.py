@@ -5,7 +5,12 @@ than themselves are queries of the rows' own distribution, whatever it has shift
 questions lie off passages. A sample of probes that just reaches the target says little about other queries, so the
 mean less MARGIN_ERRORS standard errors must reach it, of the family that does worse: with 128 probes some 0.006 at a
 recall of 0.99. With one of them, 500 other queries of 25,612 passages found 0.989. Everything is deterministic: equal
-rows give equal settings on every replica.
+views give equal settings.
+
+A segment is one of several parts of a view, and a search wants the best of them all. So of a probe's neighbours in the
+segment those count that are among the ten best of the whole view: of 8,000 rows beside 50,000 like them hardly more
+than one for each probe, and it lies as near as the ten best of all, for which the effort of the large part suffices.
+Where rows lie apart from all others, all ten of a probe count.
 """
 
 from __future__ import annotations
@@ -88,19 +93,45 @@ class Probes:
     neighbours: NDArray[np.int64]
     """(n, depth) positions, best first, the probe's own row left out of the first family."""
     scores: NDArray[np.float32]
+    least: NDArray[np.float32]
+    """(n, 1), score of the tenth best row of the whole view."""
 
 
-def measure(index: CandidateIndex, vectors: Vectors, target: float, pause: Pause = lambda: None) -> Settings:
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """The rest of the view in which a segment will stand."""
+
+    best: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    """Scores (n, 10) of the best rows there for queries (n, dim), -inf where there are fewer."""
+    effort: int = 0
+    """What suffices for the largest part with the same codec, to be tried first; 0: nothing is known."""
+
+
+def measure(
+    index: CandidateIndex,
+    vectors: Vectors,
+    target: float,
+    pause: Pause = lambda: None,
+    surroundings: Surroundings | None = None,
+) -> Settings:
     """The cheapest settings whose recall@10 surely reaches `target`; else the best there are.
 
-    `pause` is called between pieces of work and may raise to abandon it.
+    `pause` is called between pieces of work and may raise to abandon it. `surroundings` None: there are no other rows.
     """
     if index.kind is Kind.FLAT or len(vectors) < 2:
         return Settings(1, min(10, len(vectors)), min(100, len(vectors)), 1.0)
-    found = probes(vectors, pause)
+    found = probes(vectors, pause, surroundings)
     points: list[Point] = []
+    known = 0 if surroundings is None else min(surroundings.effort, index.effort_max)
+    if known:
+        points += at_effort(index, found, known)
+        pause()
+        if any(point.recall_sure >= target for point in points):
+            return settings_of(points, target)
     sufficed = 0
     for effort in efforts(index):
+        if effort <= known:
+            continue
         points += at_effort(index, found, effort)
         pause()
         sufficed += any(point.recall_sure >= target for point in points)
@@ -152,7 +183,7 @@ def efforts(index: CandidateIndex) -> Iterator[int]:
     yield most
 
 
-def probes(vectors: Vectors, pause: Pause = lambda: None) -> Probes:
+def probes(vectors: Vectors, pause: Pause = lambda: None, surroundings: Surroundings | None = None) -> Probes:
     """Evenly spaced rows, and noisy unit copies of others, with exact neighbours by BLAS."""
     count = min(PROBES, len(vectors))
     places = np.linspace(0, len(vectors) - 1, 2 * count).astype(np.int64)
@@ -167,11 +198,17 @@ def probes(vectors: Vectors, pause: Pause = lambda: None) -> Probes:
     itself = np.zeros(found.shape, dtype=np.bool_)
     itself[:count] = found[:count] == places[::2, None]
     order = np.argsort(itself, axis=1, kind="stable")[:, : found.shape[1] - 1]
+    scores = np.take_along_axis(scores, order, axis=1)
+    ten = scores[:, :10]
+    if surroundings is not None:
+        pause()
+        ten = -np.sort(-np.concatenate([ten, surroundings.best(queries)], axis=1), axis=1)[:, :10]
     return Probes(
         queries,
         np.repeat(np.array([0, 1]), count),
         np.take_along_axis(found, order, axis=1),
-        np.take_along_axis(scores, order, axis=1),
+        scores,
+        np.ascontiguousarray(ten[:, -1:]),
     )
 
 
@@ -183,18 +220,19 @@ def at_effort(index: CandidateIndex, found: Probes, effort: int) -> list[Point]:
     ranks = _ranks(index, found, effort, depth)
     ten, hundred = min(10, found.neighbours.shape[1]), min(100, found.neighbours.shape[1])
     points = []
+    good = found.scores >= np.maximum(found.scores[:, ten - 1 : ten], found.least) - scoring.MARGIN
+    wanted = np.minimum(good.sum(axis=1), ten)
+    scanned_ns = share * index.rows * (SCAN_NS + SCAN_BYTE_NS * index.bytes_per_row)
     for candidates in numbers(depth):
-        recalls = _recalls(ranks, found.scores, ten, candidates)
-        families = [recalls[found.family == family] for family in (0, 1)]
-        sure = min(float(each.mean() - MARGIN_ERRORS * each.std() / len(each) ** 0.5) for each in families)
-        scanned_ns = share * index.rows * (SCAN_NS + SCAN_BYTE_NS * index.bytes_per_row)
+        reached = np.minimum((good & (ranks < candidates)).sum(axis=1), wanted)
+        families = [_recall(reached[each], wanted[each], ten) for each in (found.family == 0, found.family == 1)]
         points.append(
             Point(
                 effort=effort,
                 candidates=candidates,
-                recall=min(float(each.mean()) for each in families),
-                recall_both=float(recalls.mean()),
-                recall_sure=sure,
+                recall=min(recall for recall, _ in families),
+                recall_both=_recall(reached, wanted, ten)[0],
+                recall_sure=min(recall - MARGIN_ERRORS * error for recall, error in families),
                 recall_100=float(_recalls(ranks, found.scores, hundred, candidates).mean()),
                 scanned=share,
                 cost_ns=scanned_ns + candidates * (CANDIDATE_NS + CANDIDATE_DIM_NS * index.dim),
@@ -224,6 +262,19 @@ def _ranks(index: CandidateIndex, found: Probes, effort: int, depth: int) -> NDA
             hits = np.flatnonzero(neighbours[order[places]] == candidates)
             ranks[row, order[places[hits]]] = hits
     return ranks
+
+
+def _recall(reached: NDArray[np.int64], wanted: NDArray[np.int64], ten: int) -> tuple[float, float]:
+    """Share of the wanted neighbours that were reached, and its standard error, of a ratio of sums.
+
+    The error counts by the share that these neighbours have in the ten best: elsewhere others are measured.
+    """
+    total = int(wanted.sum())
+    if not total:
+        return 1.0, 0.0
+    recall = int(reached.sum()) / total
+    error = float(np.sqrt(np.square(reached - recall * wanted).sum())) / total
+    return recall, error * total / (ten * len(wanted))
 
 
 def _recalls(ranks: NDArray[np.int64], scores: NDArray[np.float32], depth: int, candidates: int) -> NDArray[np.float64]:

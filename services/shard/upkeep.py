@@ -30,7 +30,7 @@ class Upkeep:
         self._backoff = 0
         self._checkpointed = -1
         self._budget = CpuBudget(engine.config.background_cpu)
-        self.scrub = Scrub(engine)
+        self.scrub = Scrub(engine, self._budget.pause)
         self.builds = 0
         """Segments built since the start."""
         self.building = ""
@@ -86,7 +86,10 @@ class Upkeep:
                 self._checkpointed = number
             if tick % PURGE_TICKS == 0:
                 self._purge()
+            self._budget.begin()
             self.scrub.step()
+        except StoppedError:
+            return
         except (StoreError, ReplicaFailedError, OSError) as error:
             self._engine.note_failure(error)
             self._backoff = BACKOFF_TICKS

@@ -8,8 +8,10 @@ a tie could cross that border the part is scanned.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +32,12 @@ SCAN_SHARE: Final = 0.02
 
 WIDEN_MAX: Final = 4.0
 """Where rows died, neighbours lie farther apart: sqrt(rows / live) times the effort, at most this."""
+THINNED_MIN: Final = 0.05
+"""Of a list: what less than this would add is left out."""
 HARDER: Final = 4
 """Times the effort, again and again, where a search found fewer than k rows."""
 
+_NO_SCORES: Final = np.empty(0, dtype=np.float32)
 _NO_ROWS: Final = np.empty(0, dtype=np.int64)
 _Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 
@@ -47,6 +52,16 @@ class Candidates:
     """Index into `part_names(view)`."""
 
 
+class _Near(NamedTuple):
+    """What one part found for one query, with scores by FAISS: exact but for rounding."""
+
+    number: int
+    rids: NDArray[np.int64]
+    vectors: scoring.Rows
+    scores: NDArray[np.float32]
+    positions: NDArray[np.int64]
+
+
 def part_names(view: View) -> list[tuple[str, str]]:
     """(index part, index kind) of the delta and of each segment, as named in provenance."""
     return [(DELTA, FLAT), *((part.segment.name, part.segment.manifest.factory) for part in view.parts)]
@@ -54,17 +69,83 @@ def part_names(view: View) -> list[tuple[str, str]]:
 
 def search(view: View, queries: NDArray[np.float32], k: int, *, exact: bool) -> list[Candidates]:
     """Candidates for each of the unit queries (n, dim), at least min(k, rows live) of them each."""
+    if len(queries) == 1 and not exact:
+        alone = _one(view, queries, k)
+        if alone is not None:
+            return [alone]
     found: list[tuple[int, NDArray[np.int64], list[_Found]]] = []
     if view.delta.live:
         found.append((0, view.delta.rids, _delta(view, queries, k, exact=exact)))
     living = [(number, part) for number, part in enumerate(view.parts, start=1) if part.live]
     for number, part in living:
-        found.append((number, part.segment.rids, _segment(part, queries, k, exact=exact)))
+        found.append((number, part.segment.rids, _segment(part, queries, k, view.rows_live, exact=exact)))
     least = min(k, view.rows_live)
     for row in range(len(queries)):
         if sum(len(each[row][0]) for _, _, each in found) < least:
             _search_harder(found, living, queries, row, k)
     return [_best([(number, rids, each[row]) for number, rids, each in found], k) for row in range(len(queries))]
+
+
+def _one(view: View, query: NDArray[np.float32], k: int) -> Candidates | None:
+    """The candidates of one query (1, dim); None if fewer than min(k, rows live) were found.
+
+    The nearest lists are found once for all segments of a codec, and only those rows are scored exactly whose scores
+    by FAISS can be among the best k of all parts together.
+    """
+    rows_live = view.rows_live
+    found: list[_Near] = []
+    if view.delta.live:
+        found.append(_Near(0, view.delta.rids, view.delta.vectors, *_delta_near(view, query, k)))
+    living = [(number, part) for number, part in enumerate(view.parts, start=1) if part.live]
+    for (number, part), near in zip(living, _near(living, query, rows_live, k), strict=True):
+        found.append(_Near(number, part.segment.rids, part.segment.vectors, *near))
+    scores = np.concatenate([_NO_SCORES, *(each.scores for each in found)])
+    if len(scores) < min(k, rows_live):
+        return None
+    least = np.partition(scores, -k)[-k] - 2 * scoring.MARGIN if len(scores) > k else np.float32(-np.inf)
+    chosen = [each._replace(positions=each.positions[each.scores >= least]) for each in found]
+    if not chosen:
+        return _best([], k)
+    return _ranked(
+        scoring.scores(np.concatenate([each.vectors[each.positions] for each in chosen], dtype=np.float32), query[0]),
+        np.concatenate([each.rids[each.positions] for each in chosen]),
+        np.repeat([each.number for each in chosen], [len(each.positions) for each in chosen]),
+        k,
+    )
+
+
+def _delta_near(view: View, query: NDArray[np.float32], k: int) -> _Found:
+    """(scores but for rounding, positions) of the delta's rows that can be among its best k, ties included."""
+    delta, wanted = view.delta, k + TIE_SLACK
+    if wanted < delta.live:
+        scores, positions = nearest_living(query, delta.vectors, wanted, delta.alive if delta.dead else None)
+        if not _tied(scores, positions, k).any():
+            return scores[0], positions[0]
+    return _delta(view, query, k, exact=True)[0]
+
+
+def _near(living: Sequence[tuple[int, Part]], query: NDArray[np.float32], rows_live: int, k: int) -> Iterator[_Found]:
+    """(scores but for rounding, positions) of the best rows of each numbered segment."""
+    wanted = k + TIE_SLACK
+    efforts = {
+        number: _effort(part, rows_live)
+        for number, part in living
+        if part.segment.refined.names_lists and _indexed(part, wanted)
+    }
+    most: dict[str, int] = {}
+    for number, part in living:
+        codec = part.segment.manifest.codec
+        most[codec] = max(most.get(codec, 0), efforts.get(number, 0))
+    nearest: dict[str, NDArray[np.int64]] = {}
+    for number, part in living:
+        refined, manifest = part.segment.refined, part.segment.manifest
+        if number not in efforts or refined.index is None:
+            yield _segment(part, query, k, rows_live, exact=False)[0]
+            continue
+        if manifest.codec not in nearest:
+            nearest[manifest.codec] = refined.index.nearest_lists(query, most[manifest.codec])
+        lists = nearest[manifest.codec][: efforts[number]]
+        yield refined.search_lists(query, wanted, max(manifest.candidates(k), wanted), lists, part.selector)
 
 
 def _search_harder(
@@ -84,11 +165,17 @@ def _search_harder(
 
 def _best(found: list[tuple[int, NDArray[np.int64], _Found]], k: int) -> Candidates:
     """One query's rows of all parts: those that reach the k-th score."""
-    if not found:
-        return Candidates(np.empty(0, dtype=np.float32), _NO_ROWS, np.empty(0, dtype=np.int16))
-    number, rids, (scores, positions) = found[0]
-    if len(found) > 1:
-        scores = np.concatenate([each[0] for _, _, each in found])
+    return _ranked(
+        np.concatenate([_NO_SCORES, *(scores for _, _, (scores, _) in found)]),
+        np.concatenate([_NO_ROWS, *(rids[positions] for _, rids, (_, positions) in found)]),
+        np.repeat([number for number, _, _ in found], [len(positions) for _, _, (_, positions) in found]),
+        k,
+    )
+
+
+def _ranked(
+    scores: NDArray[np.float32], rids: NDArray[np.int64], numbers: NDArray[np.integer[Any]], k: int
+) -> Candidates:
     ranked = (-scores).argsort(kind="stable")
     if len(ranked) > k:
         least = scores[ranked[k - 1]]
@@ -96,11 +183,7 @@ def _best(found: list[tuple[int, NDArray[np.int64], _Found]], k: int) -> Candida
         while last < len(ranked) and scores[ranked[last]] >= least:
             last += 1
         ranked = ranked[:last]
-    if len(found) == 1:
-        return Candidates(scores[ranked], rids[positions[ranked]], np.full(len(ranked), number, dtype=np.int16))
-    named = np.concatenate([rids[each[1]] for _, rids, each in found])
-    numbers = np.repeat([number for number, _, _ in found], [len(each[0]) for _, _, each in found]).astype(np.int16)
-    return Candidates(scores[ranked], named[ranked], numbers[ranked])
+    return Candidates(scores[ranked], rids[ranked], numbers[ranked].astype(np.int16))
 
 
 def _delta(view: View, queries: NDArray[np.float32], k: int, *, exact: bool) -> list[_Found]:
@@ -114,22 +197,33 @@ def _delta(view: View, queries: NDArray[np.float32], k: int, *, exact: bool) -> 
     return _settled(delta.vectors, delta.alive, queries, approximate, positions, k)
 
 
-def _segment(part: Part, queries: NDArray[np.float32], k: int, *, exact: bool) -> list[_Found]:
+def _segment(part: Part, queries: NDArray[np.float32], k: int, rows_live: int, *, exact: bool) -> list[_Found]:
     """(scores, positions) of one segment's rows that can be among the best k, per query."""
     segment = part.segment
     wanted = k + TIE_SLACK
     if part.live <= max(SCAN_ROWS_MAX, wanted):
         return _few(part, queries)
-    if exact or segment.manifest.flat or part.live < SCAN_SHARE * segment.rows:
+    if exact or not _indexed(part, wanted):
         approximate, positions = segment.refined.raw.search(queries, wanted, part.selector)
         return _settled(segment.vectors, part.alive, queries, approximate, positions, k)
-    candidates, effort = max(segment.manifest.candidates(k), wanted), segment.manifest.nprobe
-    if part.dead:
-        widened = effort * min((segment.rows / part.live) ** 0.5, WIDEN_MAX)
-        effort = min(int(widened) + 1, segment.effort_max)
+    candidates, effort = max(segment.manifest.candidates(k), wanted), _effort(part, rows_live)
     return _scored(
         segment.vectors, queries, segment.refined.search(queries, wanted, candidates, effort, part.selector)[1]
     )
+
+
+def _indexed(part: Part, wanted: int) -> bool:
+    """Whether the part's index is used, not all of its rows."""
+    rows = part.segment.rows
+    return not part.segment.manifest.flat and part.live > max(SCAN_ROWS_MAX, wanted, SCAN_SHARE * rows)
+
+
+def _effort(part: Part, rows_live: int) -> int:
+    """Where rows of the part died, or rows around it, the best ones lie farther off than when it was measured."""
+    manifest = part.segment.manifest
+    thinned = max(part.segment.rows / part.live, manifest.view_rows / rows_live)
+    widened: float = manifest.nprobe * min(math.sqrt(thinned), WIDEN_MAX)
+    return min(max(1, math.ceil(widened - THINNED_MIN)), part.segment.effort_max)
 
 
 def _whole(part: Part, query: NDArray[np.float32], k: int) -> _Found:
@@ -146,7 +240,7 @@ def _whole(part: Part, query: NDArray[np.float32], k: int) -> _Found:
         )[1]
         if positions[0, k - 1] >= 0:
             return _scored(segment.vectors, query, positions)[0]
-    return _segment(part, query, k, exact=True)[0]
+    return _segment(part, query, k, part.live, exact=True)[0]
 
 
 def _few(part: Part, queries: NDArray[np.float32]) -> list[_Found]:
@@ -166,11 +260,14 @@ def _settled(
 ) -> list[_Found]:
     """Our own scores of what an exhaustive FAISS search found; scanned again where a tie crosses its border."""
     found = _scored(vectors, queries, positions)
-    # Equal scores may go on beyond the border, and FAISS's last bits are not ours.
-    close = (positions[:, -1] >= 0) & (approximate[:, -1] >= approximate[:, k - 1] - 2 * scoring.MARGIN)
-    for row in np.flatnonzero(close):
+    for row in np.flatnonzero(_tied(approximate, positions, k)):
         found[row] = _scanned(vectors, bits.to_mask(alive, len(vectors)), queries[row], k)
     return found
+
+
+def _tied(approximate: NDArray[np.float32], positions: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
+    """For each query whether equal scores may go on beyond what was found: FAISS's last bits are not ours."""
+    return (positions[:, -1] >= 0) & (approximate[:, -1] >= approximate[:, k - 1] - 2 * scoring.MARGIN)
 
 
 def _scored(vectors: scoring.Rows, queries: NDArray[np.float32], positions: NDArray[np.int64]) -> list[_Found]:

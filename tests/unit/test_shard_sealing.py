@@ -34,7 +34,13 @@ FLUSH = 20
 def _segment(name: str, rids: NDArray[np.int64], codec: str) -> Segment:
     """What the policy looks at, without files."""
     manifest = SimpleNamespace(
-        name=name, rows=len(rids), codec=codec, flat=codec == FLAT, factory=codec, trained_rows_basis=1_000_000
+        name=name,
+        rows=len(rids),
+        codec=codec,
+        flat=codec == FLAT,
+        factory=codec,
+        trained_rows_basis=1_000_000,
+        view_rows=0,
     )
     order = np.argsort(rids).astype(np.int64)
     nothing: Any = None

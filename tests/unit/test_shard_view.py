@@ -181,6 +181,47 @@ def test_exact_search_over_segments_and_delta_equals_brute_force(tmp_path: Path)
     assert len(everything) == len(rows), "inverted lists are widened until nothing live is left out"
 
 
+@pytest.mark.parametrize("k", [1, 10, 60])
+def test_one_query_is_answered_as_in_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, k: int) -> None:
+    """Alone, its lists are found once for all segments of a codec, and only what can be among the best is scored."""
+    monkeypatch.setattr(view_search, "SCAN_ROWS_MAX", 100)
+    vectors = unit_rows(4_000, 17, 16)
+    vectors[3_000:3_040] = vectors[10]  # ties in the delta and in a segment, beyond every border
+    rids = np.arange(4_000, dtype=np.int64)
+    one, two = (faiss_index.train(vectors.astype(np.float32), seed, lists=32) for seed in (1, 2))
+    view = empty_view(16).committed(GtidSet.EMPTY, 0, change([], rids.tolist(), vectors))
+    pieces = [
+        (rids[:1_200], segment_build.Encoding(False, one.codec(), 4_000, 4_000)),
+        (rids[1_200:1_800], segment_build.Encoding(False, one.codec(), 4_000, 4_000)),
+        (rids[1_800:2_500], segment_build.Encoding(False, two.codec(), 4_000, 4_000)),
+        (rids[2_500:2_900], segment_build.Encoding(flat=True)),
+        (rids[2_900:2_980], segment_build.Encoding(flat=True)),
+    ]
+    for number, (rows, encoding) in enumerate(pieces):
+        made = build_segment(tmp_path, f"segment-{number}", rows, vectors[rows], encoding)
+        view = view.sealed(replace(made, manifest=replace(made.manifest, nprobe=3 + number)), frozenset())
+    thinned = view.committed(GtidSet.EMPTY, 1, change(list(range(0, 4_000, 3)), [], unit_rows(0, 0, 16)))
+    queries = np.concatenate([[vectors[10].astype(np.float32)], [unit_query(seed, 16) for seed in range(30)]])
+    used: list[int] = []
+    search_lists = faiss_index.RefinedIndex.search_lists
+
+    def recorded(self: faiss_index.RefinedIndex, *settings: Any) -> Any:
+        used.append(len(settings[3]))
+        return search_lists(self, *settings)
+
+    monkeypatch.setattr(faiss_index.RefinedIndex, "search_lists", recorded)
+    for state in (view, thinned):
+        together = view_search.search(state, queries, k, exact=False)
+        assert not used, "a batch is left to FAISS"
+        for query, batch in zip(queries, together, strict=True):
+            alone = view_search.search(state, query[None, :], k, exact=False)[0]
+            reached = batch.scores >= batch.scores[k - 1]
+            for column in ("scores", "rids", "parts"):
+                assert sorted(getattr(alone, column).tolist()) == sorted(getattr(batch, column)[reached].tolist())
+        assert len(used) == 3 * len(queries)
+        used.clear()
+
+
 def test_a_search_looks_harder_only_where_all_parts_together_found_too_little(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,13 +244,20 @@ def test_a_search_looks_harder_only_where_all_parts_together_found_too_little(
         efforts.append(settings[3])
         return search(self, *settings)
 
+    search_lists = faiss_index.RefinedIndex.search_lists
+
+    def recorded_lists(self: faiss_index.RefinedIndex, *settings: Any) -> Any:
+        efforts.append(len(settings[3]))
+        return search_lists(self, *settings)
+
     monkeypatch.setattr(faiss_index.RefinedIndex, "search", recorded)
+    monkeypatch.setattr(faiss_index.RefinedIndex, "search_lists", recorded_lists)
     query = vectors[5].astype(np.float32)
     assert all(rid < 800 for _, rid in found_by(view, query, 5, exact=False))
     assert efforts == [1, 1], "the far segment has nothing in that list, and is not asked again"
     efforts.clear()
     assert len(found_by(view, query, 790, exact=False)) == 790
-    assert efforts[:3] == [1, 1, 4], "now they are, with ever greater effort"
+    assert efforts[:5] == [1, 1, 1, 1, 4], "now they are, with ever greater effort"
     assert max(efforts) > 4
 
 

@@ -4,6 +4,7 @@
     candidates  one trained index of any kind: candidates by quantised scores
     raw         float16 vectors in one memory-mapped file
     refined     both together: candidates re-ranked with raw vectors, in C++
+    given_lists the same in inverted lists that were found once for many segments
     exact       brute force over all rows; `living` over those that are alive
     sealed_file what an index file says of itself
 

@@ -28,6 +28,7 @@ class CandidateIndex:
         core = faiss.downcast_index(index.index) if kind is Kind.OPQ_IVF_PQ else index
         self._core = core
         """Without the rotation in front of it."""
+        self._lists = int(core.nlist) if kind.inverted else 1
 
     @property
     def rows(self) -> int:
@@ -40,7 +41,7 @@ class CandidateIndex:
     @property
     def lists(self) -> int:
         """Inverted lists; 1 for kinds without any."""
-        return int(self._core.nlist) if self.kind.inverted else 1
+        return self._lists
 
     @property
     def effort_max(self) -> int:
@@ -60,6 +61,18 @@ class CandidateIndex:
         if self.kind is Kind.HNSW:
             return float(self._core.storage.sa_code_size() + LINK_BYTES * self._core.hnsw.nb_neighbors(0))
         return float(self._core.code_size + POSITION_BYTES)
+
+    @property
+    def names_lists(self) -> bool:
+        """Whether the lists nearest to a query can be found once, for all indexes of the same codec."""
+        if self.kind not in (Kind.IVF_PQ_FASTSCAN, Kind.IVF_PQ, Kind.IVF_SQ8):
+            return False
+        return isinstance(faiss.downcast_index(self._core.quantizer), faiss.IndexFlat)
+
+    def nearest_lists(self, query: Floats, count: int) -> Positions:
+        """The `count` inverted lists that a search of the one query (1, dim) scans, best first."""
+        _, found = self._core.quantizer.search(query, count)
+        return np.asarray(found[0], dtype=np.int64)
 
     def base(self) -> Any:
         """The FAISS index, for `IndexRefine`; None when FAISS cannot re-rank it."""

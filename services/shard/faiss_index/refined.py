@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from services.shard.faiss_index import given_lists
 from services.shard.faiss_index.candidates import CandidateIndex, selector_of
 from services.shard.faiss_index.kinds import Kind
 from services.shard.faiss_index.library import Bitmap, Floats, Positions, contiguous, faiss
@@ -32,6 +33,8 @@ class RefinedIndex:
         base = None if index is None or not raw.rows else index.base()
         self._known: dict[tuple[int, int, int], Any] = {}
         self._refine = None if base is None else faiss.IndexRefine(base, raw.index)
+        self.names_lists = index is not None and self._refine is not None and index.names_lists
+        """Whether `search_lists` can be used."""
 
     def search(
         self, queries: Floats, count: int, candidates: int, effort: int, alive: Bitmap | None
@@ -54,6 +57,20 @@ class RefinedIndex:
         result[1][:, :depth] = found
         return result
 
+    def search_lists(
+        self, query: Floats, count: int, candidates: int, lists: Positions, alive: Bitmap | None
+    ) -> tuple[Floats, Positions]:
+        """`search` of one query (1, dim) in the inverted lists (n,) that are named; what was not found is left out."""
+        assert self._refine is not None, "the kind has lists that can be named"
+        depth = min(count, self.raw.rows)
+        given = given_lists.parameters(depth, min(max(candidates, depth), self.raw.rows), len(lists))
+        given.lists[:] = lists
+        selector = selector_of(alive)  # kept until the search is over
+        given.inverted.sel = selector
+        scores, found = self._refine.search(query, depth, params=given.refine)
+        held = depth if found[0, -1] >= 0 else int((found[0] >= 0).sum())
+        return scores[0, :held], np.asarray(found[0, :held], dtype=np.int64)
+
     def _search(
         self, lines: Floats, count: int, candidates: int, effort: int, alive: Bitmap | None
     ) -> tuple[Floats, Positions]:
@@ -66,7 +83,7 @@ class RefinedIndex:
             parameters = self._parameters(count, candidates, effort)
         else:
             selector = selector_of(alive)  # kept until the search is over
-            parameters = self._made(count, candidates, self.index.parameters(effort, selector))
+            parameters = given_lists.refining(count, candidates, self.index.parameters(effort, selector))
         scores, found = self._refine.search(lines, count, params=parameters)
         return scores, np.asarray(found, dtype=np.int64)
 
@@ -78,10 +95,5 @@ class RefinedIndex:
         if found is None:
             if len(self._known) >= KNOWN_MAX:
                 self._known.clear()
-            found = self._known[key] = self._made(count, candidates, self.index.parameters(effort, None))
+            found = self._known[key] = given_lists.refining(count, candidates, self.index.parameters(effort, None))
         return found
-
-    @staticmethod
-    def _made(count: int, candidates: int, base: Any) -> Any:
-        # FAISS takes int(count * k_factor) in float32: half a row more survives the rounding.
-        return faiss.IndexRefineSearchParameters(k_factor=(candidates + 0.5) / count, base_index_params=base)
