@@ -127,25 +127,28 @@ def _delta_near(view: View, query: NDArray[np.float32], k: int) -> _Found:
 def _near(living: Sequence[tuple[int, Part]], query: NDArray[np.float32], rows_live: int, k: int) -> Iterator[_Found]:
     """(scores but for rounding, positions) of the best rows of each numbered segment."""
     wanted = k + TIE_SLACK
-    efforts = {
-        number: _effort(part, rows_live)
-        for number, part in living
-        if part.segment.refined.names_lists and _indexed(part, wanted)
-    }
-    most: dict[str, int] = {}
+    efforts: dict[int, int] = {}
+    sharing: dict[str, list[int]] = {}
     for number, part in living:
-        codec = part.segment.manifest.codec
-        most[codec] = max(most.get(codec, 0), efforts.get(number, 0))
+        if part.segment.refined.names_lists and _indexed(part, wanted):
+            efforts[number] = _effort(part, rows_live)
+            sharing.setdefault(part.segment.manifest.codec, []).append(efforts[number])
     nearest: dict[str, NDArray[np.int64]] = {}
     for number, part in living:
         refined, manifest = part.segment.refined, part.segment.manifest
-        if number not in efforts or refined.index is None:
+        shared = sharing.get(manifest.codec, [])
+        if refined.index is None or number not in efforts:
             yield _segment(part, query, k, rows_live, exact=False)[0]
             continue
+        candidates = max(manifest.candidates(k), wanted)
+        if len(shared) == 1:  # then FAISS finds them faster in the same call
+            scores, positions = refined.search(query, wanted, candidates, efforts[number], part.selector)
+            held = positions[0] >= 0
+            yield scores[0, held], positions[0, held]
+            continue
         if manifest.codec not in nearest:
-            nearest[manifest.codec] = refined.index.nearest_lists(query, most[manifest.codec])
-        lists = nearest[manifest.codec][: efforts[number]]
-        yield refined.search_lists(query, wanted, max(manifest.candidates(k), wanted), lists, part.selector)
+            nearest[manifest.codec] = refined.index.nearest_lists(query, max(shared))
+        yield refined.search_lists(query, wanted, candidates, nearest[manifest.codec][: efforts[number]], part.selector)
 
 
 def _search_harder(
