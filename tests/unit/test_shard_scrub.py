@@ -267,3 +267,26 @@ def test_errors_of_the_store_end_the_check_and_it_begins_anew(pair: Pair, monkey
     monkeypatch.undo()
     assert_whole(pair)
     assert Gtid(1, 1) not in pair.mine.engine.view.applied
+
+
+def test_a_segment_that_was_merged_during_a_check_is_not_damaged(pair: Pair) -> None:
+    engine, merged = pair.mine.engine, 0
+    for position in range(16):
+        engine.ledger.doubt()
+        for _ in range(position):
+            pair.scrub.step()
+        names = {part.segment.name for part in engine.view.parts}
+        pair.mine.fill(DOCUMENTS, first=1_000 * (position + 1))
+        Upkeep(engine).step(1)
+        merged += bool(names - {part.segment.name for part in engine.view.parts})
+        while pair.scrub.step():
+            continue
+        assert pair.scrub.reading().damage_found == 0
+    assert merged > 4
+
+
+def test_a_check_gives_way_within_its_pieces(pair: Pair) -> None:
+    pauses: list[int] = []
+    checking = Scrub(pair.mine.engine, lambda: pauses.append(checking.reading().pieces))
+    checking.run_once()
+    assert max(pauses.count(piece) for piece in pauses) > DOCUMENTS * 2 // chunk_check.PAUSE_ROWS // 2

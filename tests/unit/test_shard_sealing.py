@@ -31,7 +31,7 @@ from tests.unit.test_shard_view import change, unit_query, unit_rows
 FLUSH = 20
 
 
-def _segment(name: str, rids: NDArray[np.int64], codec: str) -> Segment:
+def _segment(name: str, rids: NDArray[np.int64], codec: str, view_rows: int) -> Segment:
     """What the policy looks at, without files."""
     manifest = SimpleNamespace(
         name=name,
@@ -40,7 +40,7 @@ def _segment(name: str, rids: NDArray[np.int64], codec: str) -> Segment:
         flat=codec == FLAT,
         factory=codec,
         trained_rows_basis=1_000_000,
-        view_rows=0,
+        view_rows=view_rows,
     )
     order = np.argsort(rids).astype(np.int64)
     nothing: Any = None
@@ -56,7 +56,8 @@ def _published(view: View, found: sealing.Sealing, number: int) -> View:
         for name in found.replaced:
             view = view.without_part(name)
         return view
-    return view.sealed(_segment(f"s{number}", found.rids, found.codec), frozenset(found.replaced))
+    made = _segment(f"s{number}", found.rids, found.codec, view.rows_live)
+    return view.sealed(made, frozenset(found.replaced))
 
 
 @given(
@@ -85,6 +86,9 @@ def test_segments_stay_few_and_work_ends(steps: list[tuple[int, int, bool]], cha
         assert view.delta.live < FLUSH
         assert all(part.dead <= sealing.DEAD_SHARE_MAX * part.segment.rows for part in view.parts)
         assert codec == FLAT or {part.segment.manifest.codec for part in view.parts} <= {codec}
+        if codec != FLAT:
+            company = [part.segment.manifest.view_rows / max(view.rows_live, part.segment.rows) for part in view.parts]
+            assert max(company, default=0) <= sealing.LONELY, "settings were chosen among about so many rows"
 
 
 def test_a_row_is_written_a_few_times_however_many_come() -> None:

@@ -42,6 +42,42 @@ def test_recall_holds_for_queries_not_used(kind: Kind, order: str) -> None:
     assert settings == tuning.measure(index, vectors.astype(np.float16), 0.98), "equal rows give equal settings"
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_segment_is_searched_as_hard_as_its_place_in_the_view_asks(*, apart: bool) -> None:
+    """Beside many rows like its own it has one in six of the ten best, near ones; far from all others it has all."""
+    print(f"seed {SEED}")
+    faiss_index.use_one_thread()
+    made = clustered(12_500, 32, SEED)
+    if apart:
+        made[:2_000] = clustered(2_000, 32, SEED + 1, centres=5)
+    mine, others, queries = made[:2_000], made[2_000:12_000], made[12_000:]
+    index = faiss_index.train(made, 1, Kind.IVF_PQ_FASTSCAN, 64)
+    index.add(mine)
+    around = tuning.Surroundings(lambda asked: faiss_index.nearest_batch(asked, others, 10)[0])
+    alone = tuning.measure(index, mine.astype(np.float16), 0.98)
+    among = tuning.measure(index, mine.astype(np.float16), 0.98, surroundings=around)
+    if apart:
+        assert among == alone
+        return
+    assert among.nprobe * 2 <= alone.nprobe, "far fewer lists"
+    best = np.sort(np.concatenate([queries @ mine.T, queries @ others.T], axis=1), axis=1)[:, -10]
+    found = index.search(queries, among.candidates_10, among.nprobe, None)
+    scores = np.where(found >= 0, np.einsum("qcd,qd->qc", mine[found], queries), -1)
+    wanted = (queries @ mine.T >= best[:, None] - 1e-5).sum()
+    missed = wanted - (scores >= best[:, None] - 1e-5).sum()
+    assert missed <= 0.02 * 10 * len(queries), "of the ten best of the view"
+
+
+def test_settings_that_suffice_for_the_largest_part_are_tried_first() -> None:
+    faiss_index.use_one_thread()
+    vectors = clustered(4_000, 32, SEED)
+    index = faiss_index.train(vectors, 1, Kind.IVF_PQ_FASTSCAN, 64)
+    index.add(vectors[:1_000])
+    rest = tuning.Surroundings(lambda asked: faiss_index.nearest_batch(asked, vectors[1_000:], 10)[0], effort=40)
+    measured = tuning.measure(index, vectors[:1_000].astype(np.float16), 0.9, surroundings=rest)
+    assert measured.nprobe == 40
+
+
 def test_a_target_out_of_reach_gives_the_best_there_is() -> None:
     vectors = clustered(600, 16, SEED)
     index = faiss_index.train(vectors, 1, Kind.IVF_SQ8, 4)
