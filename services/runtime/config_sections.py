@@ -160,7 +160,7 @@ class ShardConfig:
     recall_target: float = 0.99
     """Recall@10 that nprobe and the candidate count are chosen for."""
     background_cpu: float = 0.25
-    """Share of one core that flushing and merging segments may use; 1: as much as there is."""
+    """Share of one core that flushing, merging and checking may use; 1: as much as there is."""
     codec_exchange_ms: int = 2_000
     """How often nodes ask each other for newer codecs, and the owner looks whether one must be trained."""
     lexical_statistics_ms: int = 5_000
