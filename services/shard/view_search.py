@@ -69,7 +69,7 @@ def part_names(view: View) -> list[tuple[str, str]]:
 
 def search(view: View, queries: NDArray[np.float32], k: int, *, exact: bool) -> list[Candidates]:
     """Candidates for each of the unit queries (n, dim), at least min(k, rows live) of them each."""
-    if len(queries) == 1 and not exact:
+    if len(queries) == 1 and not exact and len(view.parts) + bool(view.delta.live) > 1:
         alone = _one(view, queries, k)
         if alone is not None:
             return [alone]
@@ -168,6 +168,9 @@ def _search_harder(
 
 def _best(found: list[tuple[int, NDArray[np.int64], _Found]], k: int) -> Candidates:
     """One query's rows of all parts: those that reach the k-th score."""
+    if len(found) == 1:
+        number, rids, (scores, positions) = found[0]
+        return _ranked(scores, rids[positions], np.full(len(positions), number, dtype=np.int16), k)
     return _ranked(
         np.concatenate([_NO_SCORES, *(scores for _, _, (scores, _) in found)]),
         np.concatenate([_NO_ROWS, *(rids[positions] for _, rids, (_, positions) in found)]),
@@ -186,7 +189,7 @@ def _ranked(
         while last < len(ranked) and scores[ranked[last]] >= least:
             last += 1
         ranked = ranked[:last]
-    return Candidates(scores[ranked], rids[ranked], numbers[ranked].astype(np.int16))
+    return Candidates(scores[ranked], rids[ranked], numbers[ranked].astype(np.int16, copy=False))
 
 
 def _delta(view: View, queries: NDArray[np.float32], k: int, *, exact: bool) -> list[_Found]:
