@@ -36,6 +36,12 @@ class Coalescer(Generic[Ticket]):
         self._waiting = {}
         return served, self._flight is not None
 
+    def board(self) -> None:
+        """The next request is about to be sent, some time after the last one landed: who came meanwhile rides along."""
+        if self._flight is not None:
+            self._flight.update(self._waiting)
+            self._waiting = {}
+
     def forget(self, ticket: Ticket) -> None:
         """An operation ended without this node's answer."""
         self._waiting.pop(ticket, None)

@@ -43,9 +43,9 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
     generator_channels = ChannelPool(config, config.generator.addresses, server_role=Role.GENERATOR, identity=identity)
     links = NodeLinks.open(config, identity)
 
-    clock, reader, book = SYSTEM_CLOCK, SetReader(), NodeBook(links.names)
-    rounds = SummaryRounds(links, book, reader, clock, 2 * config.router.calls_inflight_max)
-    tools = ReadTools(rounds, book, HedgeBudget(), HedgePace(), config.router, clock)
+    clock, reader, book, pace = SYSTEM_CLOCK, SetReader(), NodeBook(links.names), HedgePace()
+    rounds = SummaryRounds(links, book, reader, clock, 2 * config.router.calls_inflight_max, pace)
+    tools = ReadTools(rounds, book, HedgeBudget(), pace, config.router, clock)
     legs = SearchLegs(links, reader, config.router.search_wait_ms)
     embedder = Embedder(config, embed_channels)
     retrieval = Retrieval(tools, legs)

@@ -58,7 +58,7 @@ async def _one(
 
     span = spans.start_span(names.SPAN_QUORUM_SUMMARY, parent=parent)
     try:
-        ticket = rounds.join(collection, on_summary, span)
+        ticket = rounds.join(collection, on_summary, span, urgent=True)
         try:
             await asyncio.wait([decided], timeout=deadline.remaining_s())
         finally:

@@ -107,6 +107,11 @@ class HedgePace:
         self._smoothed_s += error_s / 8
         self._deviation_s += (abs(error_s) - self._deviation_s) / 4
 
+    @property
+    def smoothed_s(self) -> float:
+        """How long a leg takes by now."""
+        return self._smoothed_s
+
     def hedge_after_s(self, least_s: float) -> float:
         """When to ask another replica: not before `least_s`, at the latest after HEDGE_AFTER_S_MAX."""
         return max(least_s, min(self._smoothed_s + 4 * self._deviation_s, HEDGE_AFTER_S_MAX))

@@ -1,7 +1,9 @@
 """Summary rounds shared by the operations that need one at the same time.
 
 Per node and collection at most one Summary is under way (`services.quorum.coalesce` decides whom it serves).
-Nodes are independent: a paused one delays nobody.
+Nodes are independent: a paused one delays nobody. Between two calls to one node there is a rest while searches take
+long: a search under way cannot end sooner for a summary that is answered at once, and each call costs what a third of
+a search costs. A write waits for its summary alone and ends the rest.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from ostraka.v1 import shard_pb2
 from services.quorum.coalesce import Coalescer
 from services.quorum.replica import Summary
 from services.router.catalogue import Collection
-from services.router.node_choice import NodeBook
+from services.router.node_choice import HedgePace, NodeBook
 from services.router.node_links import NodeLinks, trace_metadata
 from services.router.wire import SetReader, summary_from_proto
 from services.runtime.clock import Clock
@@ -29,6 +31,9 @@ SUMMARY_TIMEOUT_S = 1.0
 # A node that refused a connection is not asked again for this long; it counts as silent meanwhile. Otherwise
 # every operation would pay for a call to a node that is known to be dead.
 REST_S = 0.03
+# A rest is this share of what a search leg takes, and never longer than the second.
+PAUSE_SHARE = 0.25
+PAUSE_S_MAX = 0.02
 
 Told = dict[int, Summary]
 Listener = Callable[[str, Told | None], None]
@@ -59,13 +64,17 @@ class _Lane:
     request: shard_pb2.SummaryRequest
     coalescer: Coalescer[Ticket] = field(default_factory=Coalescer)
     rests_until_s: float = 0.0
+    pause: asyncio.TimerHandle | None = None
+    """Until the next call is sent, for those who wait already."""
 
 
 class SummaryRounds:
     """Every Summary call of this coordinator."""
 
-    def __init__(self, links: NodeLinks, book: NodeBook, reader: SetReader, clock: Clock, waiters_max: int) -> None:
-        self._links, self._book, self._reader, self._clock = links, book, reader, clock
+    def __init__(
+        self, links: NodeLinks, book: NodeBook, reader: SetReader, clock: Clock, waiters_max: int, pace: HedgePace
+    ) -> None:
+        self._links, self._book, self._reader, self._clock, self._pace = links, book, reader, clock, pace
         self._waiters_max = waiters_max
         self._waiters = 0
         self._lanes: dict[str, Sequence[_Lane]] = {}
@@ -78,8 +87,11 @@ class SummaryRounds:
         """Operations that have joined and not left."""
         return self._waiters
 
-    def join(self, collection: Collection, listener: Listener, parent: Span) -> Ticket:
-        """Ask every voter of the collection; `listener` hears of each node once. Raises ResourceExhausted."""
+    def join(self, collection: Collection, listener: Listener, parent: Span, *, urgent: bool = False) -> Ticket:
+        """Ask every voter of the collection; `listener` hears of each node once. Raises ResourceExhausted.
+
+        `urgent`: nothing else is under way for the operation meanwhile.
+        """
         if self._waiters >= self._waiters_max:
             raise ResourceExhausted(f"{self._waiters} operations wait for a summary round", retry_ms=100)
         lanes = self._lanes.get(collection.name)
@@ -88,7 +100,7 @@ class SummaryRounds:
         ticket = Ticket(listener, parent, lanes, self)
         self._waiters += 1
         for lane in lanes:
-            if lane.coalescer.arrive(ticket):
+            if lane.coalescer.arrive(ticket) or (urgent and lane.pause is not None):
                 self._send(lane)
         return ticket
 
@@ -101,11 +113,16 @@ class SummaryRounds:
     async def close(self) -> None:
         """Cancel what is under way; nothing is sent any more."""
         self._closed = True
+        for lanes in self._lanes.values():
+            for lane in lanes:
+                _end_pause(lane)
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _send(self, lane: _Lane) -> None:
+        _end_pause(lane)
+        lane.coalescer.board()
         while not lane.coalescer.in_flight():
             # Everyone who would have been served has left.
             _, again = lane.coalescer.landed()
@@ -162,10 +179,17 @@ class SummaryRounds:
         """Tell those the call served, and send the next for those that came meanwhile."""
         served, again = lane.coalescer.landed()
         if again:
-            self._send(lane)
+            pause_s = min(PAUSE_SHARE * self._pace.smoothed_s, PAUSE_S_MAX)
+            lane.pause = asyncio.get_running_loop().call_later(pause_s, self._send, lane)
         for ticket in served:
             if ticket.active:
                 ticket.listener(lane.node, told)
+
+
+def _end_pause(lane: _Lane) -> None:
+    if lane.pause is not None:
+        lane.pause.cancel()
+        lane.pause = None
 
 
 def _lanes(collection: Collection) -> Sequence[_Lane]:

@@ -269,8 +269,9 @@ class SimulatedMesh:
         self.links = NodeLinks(links)
         self.reader = SetReader()
         self.book = NodeBook(NODES)
-        self.rounds = SummaryRounds(self.links, self.book, self.reader, SYSTEM_CLOCK, 2_048)
-        self.tools = ReadTools(self.rounds, self.book, HedgeBudget(), HedgePace(), self.config.router, SYSTEM_CLOCK)
+        self.pace = HedgePace()
+        self.rounds = SummaryRounds(self.links, self.book, self.reader, SYSTEM_CLOCK, 2_048, self.pace)
+        self.tools = ReadTools(self.rounds, self.book, HedgeBudget(), self.pace, self.config.router, SYSTEM_CLOCK)
         self.legs = SearchLegs(self.links, self.reader, self.config.router.search_wait_ms)
         self.writing = Writing(self.config, self.links, self.book, self.rounds, SYSTEM_CLOCK, SOURCE)
 

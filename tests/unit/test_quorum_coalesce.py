@@ -31,28 +31,40 @@ def test_forgotten_operations_cost_no_flight() -> None:
     assert lane.landed() == (("c",), False)
 
 
-@given(st.lists(st.sampled_from(["arrive", "land", "forget"]), max_size=60))
+def test_who_comes_before_the_next_request_is_sent_rides_along() -> None:
+    lane: Coalescer[str] = Coalescer()
+    lane.arrive("a")
+    lane.arrive("b")
+    assert lane.landed() == (("a",), True)
+    assert not lane.arrive("c")
+    lane.board()
+    assert not lane.arrive("d")
+    assert lane.landed() == (("b", "c"), True)
+
+
+@given(st.lists(st.sampled_from(["arrive", "land", "send", "forget"]), max_size=60))
 def test_nobody_is_served_by_an_older_request_or_left_waiting(steps: list[str]) -> None:
+    """A request that is due after a landing is sent at any time after it."""
     lane: Coalescer[int] = Coalescer()
-    sent_at, waiting, flying = 0, {}, False
-    for now, step in enumerate(steps):
+    waiting: set[int] = set()
+    sent_at: int | None = None
+    due = False
+    for now, step in enumerate([*steps, "send", "land", "send", "land"]):
         if step == "arrive":
-            waiting[now] = now
+            waiting.add(now)
             if lane.arrive(now):
-                assert not flying
-                flying, sent_at = True, now
+                assert sent_at is None
+                assert not due
+                sent_at = now
         elif step == "forget" and waiting:
-            ticket = next(iter(waiting))
-            del waiting[ticket]
+            ticket = waiting.pop()
             lane.forget(ticket)
-        elif step == "land" and flying:
-            served, flying = lane.landed()
-            for ticket in served:
-                assert waiting.pop(ticket) <= sent_at
-            sent_at = now
-    for _ in range(2):
-        if flying:
-            served, flying = lane.landed()
-            for ticket in served:
-                del waiting[ticket]
+        elif step == "send" and due:
+            lane.board()
+            due, sent_at = False, now
+        elif step == "land" and sent_at is not None:
+            served, due = lane.landed()
+            assert set(served) <= {ticket for ticket in waiting if ticket <= sent_at}
+            waiting.difference_update(served)
+            sent_at = None
     assert not waiting

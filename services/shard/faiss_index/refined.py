@@ -65,9 +65,9 @@ class RefinedIndex:
         depth = min(count, self.raw.rows)
         given = given_lists.parameters(depth, min(max(candidates, depth), self.raw.rows), len(lists))
         given.lists[:] = lists
-        selector = selector_of(alive)  # kept until the search is over
-        given.inverted.sel = selector
+        given.inverted.sel = selector_of(alive)
         scores, found = self._refine.search(query, depth, params=given.refine)
+        given.inverted.sel = None  # parameters outlive the view
         held = depth if found[0, -1] >= 0 else int((found[0] >= 0).sum())
         return scores[0, :held], np.asarray(found[0, :held], dtype=np.int64)
 
