@@ -54,9 +54,8 @@ def _under_faults(seeds: range, config: str) -> Faults:
     for faults in compare_under_faults(seeds, config):
         if faults.schedules % PROGRESS_SEEDS == 0:
             print(f"{config}: {faults.schedules} of {len(seeds)} schedules", file=sys.stderr, flush=True)
-    print(
-        f"\nN/R/W {config}, {faults.schedules} schedules, rows for 10,000 searches\n{faults_table(faults)}", flush=True
-    )
+    title = f"N/R/W {config}, {faults.schedules} schedules, wrong rows for 10,000 answered searches"
+    print(f"\n{title}\n{faults_table(faults)}", flush=True)
     return faults
 
 

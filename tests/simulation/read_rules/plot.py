@@ -49,7 +49,7 @@ def _fallbacks(axes: Any, ingest: Sequence[Ingest]) -> None:
     rates = [str(line.rate) for line in ingest]
     axes.plot(rates, [100 * (1 - line.matched) for line in ingest], "o-", color="#555555", label="digests differ")
     again = [100 * line.again for line in ingest]
-    axes.plot(rates, again, "s-", color="#2b8a57", label=f"{OURS}: asked a second replica")
+    axes.plot(rates, again, "s-", color="#2b8a57", label=f"{OURS}: a second search was sent")
     waited = [100 * line.waited for line in ingest]
     axes.plot(rates, waited, "^--", color="#2b8a57", label=f"{OURS}: waited at a replica")
     axes.spines["right"].set_visible(False)

@@ -40,7 +40,7 @@ def ingest_table(ingest: Sequence[Ingest]) -> str:
     """One column for each rate of writes."""
     rows = [
         ["digests equal", *(f"{100 * line.matched:.1f} %" for line in ingest)],
-        [f"{OURS}: a second replica was asked", *(f"{100 * line.again:.1f} %" for line in ingest)],
+        [f"{OURS}: a second search was sent", *(f"{100 * line.again:.1f} %" for line in ingest)],
         [f"{OURS}: waited at a replica", *(f"{100 * line.waited:.2f} %" for line in ingest)],
     ]
     rules = (DIGEST, OURS)
@@ -120,10 +120,10 @@ did show, and is absent. Writes that are under way or were never acknowledged ma
 _READING = """
 *Answered* is the share of issued searches that got the voters they need before 300 simulated ms had passed and whose
 router lived that long; faults are dense here (one begins every 120 ms, most cut or stop a part of the cluster), so it
-is low for every rule that needs a quorum. *Requests* are all messages to a voter that ask for something: searches,
-summaries, digests, look-ups, pulls, hedges. Ostraka's summaries are counted as if no write shared them; in production a
-round serves every operation that arrived before it was sent. *Replica searches* are nearest-neighbour searches that
-voters ran.
+is low for every rule that needs a quorum, while one replica answers in a minority too. *Requests* are all messages to a
+voter that ask for something: searches, summaries, digests, look-ups, pulls, hedges. Ostraka's summaries are counted as
+if no write shared them; in production a round serves every operation that arrived before it was sent. *Replica
+searches* are nearest-neighbour searches that voters ran.
 
 Intersection loses rows while one voter lags. The union shows what one lagging voter still has. A match of digests is
 right; what goes wrong is its fallback, which has k candidates from each voter, drops those that were replaced, and has
@@ -135,8 +135,8 @@ _INGEST = """
 
 N=3, R=2, W=2, every voter commits in 0.5 to 6 ms, {searches} searches of each rule beside each rate of writes. A search
 by digest that finds two unequal runs R searches and R look-ups. Ostraka's sends its search and its summary round
-together; when the view searched lacks something, a replica known to have it is asked: a second search, but no waiting
-unless no replica is known to have all.
+together; when the view searched lacks something, the replica known to have most of it is asked: a second
+search, but no waiting unless that one lacks something too.
 """
 
 _LIMITS = """
