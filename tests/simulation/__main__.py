@@ -21,7 +21,7 @@ def main() -> int:
     parser.add_argument("--mutant", choices=sorted(MUTANTS), help="break the protocol on purpose")
     chosen = parser.parse_args()
     seeds = [chosen.seed] if chosen.seed is not None else range(chosen.first, chosen.first + chosen.seeds)
-    parts = MUTANTS[chosen.mutant] if chosen.mutant else None
+    parts = MUTANTS[chosen.mutant].parts if chosen.mutant else None
     results: list[Result] = []
     started = time.process_time()
     for seed in seeds:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from services.quorum.coalesce import Coalescer
 from services.quorum.gtid import GtidSet
@@ -11,6 +11,7 @@ from services.quorum.replica import ReplicaCore, ReplicaRows, ReplicaStore
 from services.quorum.rows import DocumentState, Op, PullBundle, WriteBatch
 from services.quorum.status import ReplicaStatus
 from services.quorum.summary import SummaryRound
+from services.quorum.write import WriteRound
 from tests.simulation.cluster import Parts
 from tests.simulation.memory_store import Transaction
 from tests.simulation.replica import EPOCH, Answer, PendingWrite, SimReplica, View
@@ -78,6 +79,29 @@ class _OpenPull(ReplicaCore):
             yield replace(bundle, ops=ops, covers=GtidSet.of(*(op.gtid for op in ops)))
 
 
+class PullWithoutTombstones(SimReplica):
+    """Ships no deletes to a replica that missed them."""
+
+    def bundles(self, want: GtidSet, have: GtidSet) -> list[PullBundle]:
+        return [
+            replace(bundle, documents=tuple(document for document in bundle.documents if document.head.passages))
+            for bundle in super().bundles(want, have)
+        ]
+
+
+class _KeepsItsOwn(ReplicaCore):
+    def _merge_document(self, document: DocumentState, store: ReplicaStore) -> None:
+        if store.head(document.head.document_id) is None:
+            super()._merge_document(document, store)
+
+
+class PullKeepsItsOwn(SimReplica):
+    """Takes from a peer only documents that it does not know."""
+
+    def new_core(self) -> ReplicaCore:
+        return _KeepsItsOwn(self.name, EPOCH, self.durable.applied_set, self.durable.hlc_max)
+
+
 class PullWithoutCovering(SimReplica):
     """Ships a document's newest state without covering the batch that wrote it."""
 
@@ -105,6 +129,14 @@ class NoClockRound(SimRouter):
 
     def version_floor(self, round_: SummaryRound) -> int:
         return 0
+
+
+class OneAckFewer(SimRouter):
+    """Acknowledges a write when one voter fewer than W has it."""
+
+    def new_write(self, batch: WriteBatch) -> WriteRound:
+        fewer = replace(self.members, write_quorum=self.members.write_quorum - 1)
+        return WriteRound(fewer, batch)
 
 
 class _EmptyRequire(SummaryRound):
@@ -147,17 +179,41 @@ class OldSummary(SimRouter):
         return _RidesAlong()
 
 
-MUTANTS: dict[str, Parts] = {
-    "ack-before-commit": Parts(replica=AckBeforeCommit),
-    "set-before-rows": Parts(replica=SetBeforeRows),
-    "set-read-after-search": Parts(replica=SetReadAfterSearch),
-    "head-without-depends": Parts(replica=HeadWithoutDepends),
-    "pull-part": Parts(replica=PullPart),
-    "pull-without-covering": Parts(replica=PullWithoutCovering),
-    "arrival-wins": Parts(replica=ArrivalWins),
-    "no-clock-round": Parts(router=NoClockRound),
-    "require-nothing": Parts(router=RequireNothing),
-    "silent-not-counted": Parts(router=SilentNotCounted),
-    "old-summary": Parts(router=OldSummary),
-    "read-one": Parts(config="3/1/2"),
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A broken protocol, and within how many seeds it must be noticed: several times what it took when it was added."""
+
+    parts: Parts
+    budget: int
+    fault: str = ""
+    """What is wrong with it, where no class says so."""
+
+    @property
+    def breaks(self) -> str:
+        """What is wrong with it."""
+        doc = next(
+            (kind.__doc__ for kind in (self.parts.replica, self.parts.router) if kind.__module__ == __name__), ""
+        )
+        return self.fault or (doc or "").strip()
+
+
+MUTANTS: dict[str, Mutant] = {
+    "ack-before-commit": Mutant(Parts(replica=AckBeforeCommit), 10),
+    "set-before-rows": Mutant(Parts(replica=SetBeforeRows), 5),
+    "set-read-after-search": Mutant(Parts(replica=SetReadAfterSearch), 20),
+    "head-without-depends": Mutant(Parts(replica=HeadWithoutDepends), 20),
+    "pull-part": Mutant(Parts(replica=PullPart), 5),
+    "pull-without-tombstones": Mutant(Parts(replica=PullWithoutTombstones), 10),
+    "pull-keeps-its-own": Mutant(Parts(replica=PullKeepsItsOwn), 10),
+    "pull-without-covering": Mutant(Parts(replica=PullWithoutCovering), 10),
+    "arrival-wins": Mutant(Parts(replica=ArrivalWins), 5),
+    "no-clock-round": Mutant(Parts(router=NoClockRound), 5),
+    "one-ack-fewer": Mutant(Parts(router=OneAckFewer), 10),
+    "require-nothing": Mutant(Parts(router=RequireNothing), 5),
+    "silent-not-counted": Mutant(Parts(router=SilentNotCounted), 10),
+    "old-summary": Mutant(Parts(router=OldSummary), 60),
+    "read-one-of-three": Mutant(Parts(config="3/1/2"), 5, "Reads one voter of three, writes two: R + W = N."),
+    "read-two-of-five": Mutant(Parts(config="5/2/3"), 10, "Reads two voters of five, writes three: R + W = N."),
 }
+MUTANT_CONFIG = "3/2/2"
+"""What mutants run in that do not bring their own."""

@@ -10,7 +10,9 @@ from services.quorum.coalesce import Coalescer
 from services.quorum.gtid import Gtid
 from services.quorum.members import Members
 from services.quorum.replica import Summary
+from services.quorum.rows import WriteBatch
 from services.quorum.summary import SummaryRound
+from services.quorum.write import WriteRound
 from tests.simulation.network import Host, Network
 from tests.simulation.replica import EPOCH, START_MS, SimReplica
 from tests.simulation.timeline import MS, Timeline
@@ -59,6 +61,10 @@ class SimRouter(Host):
         """What collects the answers of a summary round."""
         return SummaryRound(self.members)
 
+    def new_write(self, batch: WriteBatch) -> WriteRound:
+        """What counts the acknowledgements of a batch."""
+        return WriteRound(self.members, batch)
+
     def version_floor(self, round_: SummaryRound) -> int:
         """The clock reading that a new version must exceed."""
         return round_.hlc_max()
@@ -85,10 +91,12 @@ class SimRouter(Host):
     def _ask(self, name: str) -> None:
         target = self.replicas[name]
 
+        self._lanes[name].board()
+
         def landed(summary: Summary | None) -> None:
             served, again = self._lanes[name].landed()
             if again:
-                self._ask(name)
+                self.later(self.timeline.random.choice((0, 0, 2 * MS, 15 * MS)), lambda: self._ask(name))
             for ticket in served:
                 heard = self._heard.get(ticket)
                 if heard is not None:

@@ -10,7 +10,6 @@ from services.quorum.replica import Summary
 from services.quorum.rows import HeadRow, PassageRow, WriteBatch
 from services.quorum.status import ReplicaStatus
 from services.quorum.vote import Vote
-from services.quorum.write import WriteRound
 from tests.simulation.history import Write
 from tests.simulation.replica import EPOCH
 from tests.simulation.router import SimRouter
@@ -115,7 +114,7 @@ class Delivery:
 
     def __init__(self, router: SimRouter, batch: WriteBatch, won: Callable[[WriteBatch], None]) -> None:
         self._router = router
-        self._round = WriteRound(router.members, batch)
+        self._round = router.new_write(batch)
         self._won: Callable[[WriteBatch], None] | None = won
         self._until_us = router.timeline.now_us + DEADLINE_US
 
