@@ -1,4 +1,5 @@
-"""`python -m tests.chaos --kills 10 --seed N`: kill nodes of a fresh mesh under traffic; exit 1 on any problem."""
+"""`python -m tests.chaos --kills 10 --pauses 5 --seed N`: kill and stop nodes of a fresh mesh under traffic; exit 1 on
+any problem."""
 
 from __future__ import annotations
 
@@ -32,17 +33,17 @@ ATTEMPTS_MAX = 2
 PROBLEMS_SHOWN = 20
 
 
-async def run(mesh: Mesh, *, kills: int, seed: int) -> list[str]:
+async def run(mesh: Mesh, *, kills: int, seed: int, pauses: int = 0) -> list[str]:
     """Everything that went wrong, in words; empty when nothing did."""
-    print(f"seed {seed}, {kills} kills: python -m tests.chaos --kills {kills} --seed {seed}")
+    print(f"python -m tests.chaos --kills {kills} --pauses {pauses} --seed {seed}")
     options = ClientOptions(timeout_s=TIMEOUT_S, retry=RetryPolicy(attempts_max=ATTEMPTS_MAX))
     client = mesh.client(COLLECTION, options=options)
     traffic = Traffic(client, dim=DIM, writers=WRITERS, readers=READERS, timeout_s=TIMEOUT_S, seed=seed)
     async with client, traffic:
-        record = await kill_and_heal(mesh.supervisor, client, traffic, kills=kills, seed=seed)
+        record = await kill_and_heal(mesh.supervisor, client, traffic, kills=kills, pauses=pauses, seed=seed)
         await traffic.verify_all()
     acknowledged = sum(traffic.register.acknowledged.values())
-    print(f"killed {record.nodes}; in flight at each kill {record.inflight}")
+    print(f"{', '.join(record.nodes)}; in flight at each {record.inflight}")
     print(f"{record.calls:,} calls, {acknowledged:,} acknowledged writes, {len(traffic.problems)} problems")
     assert min(record.inflight) >= INFLIGHT_MIN
     return traffic.problems
@@ -52,13 +53,14 @@ def main() -> int:
     """Parse arguments, run, print what went wrong."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--pauses", type=int, default=0, help="how often a node is stopped (SIGSTOP) and let go on")
     parser.add_argument("--seed", type=int, default=None)
     args = parser.parse_args()
     seed = random.SystemRandom().randrange(1 << 32) if args.seed is None else args.seed
     with tempfile.TemporaryDirectory(prefix="ostraka-chaos-", ignore_cleanup_errors=True) as directory:
         mesh = start_mesh(Path(directory), TABLE)
         try:
-            problems = asyncio.run(run(mesh, kills=args.kills, seed=seed))
+            problems = asyncio.run(run(mesh, kills=args.kills, seed=seed, pauses=args.pauses))
         finally:
             mesh.supervisor.stop_all()
     for problem in problems[:PROBLEMS_SHOWN]:

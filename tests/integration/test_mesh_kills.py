@@ -1,6 +1,7 @@
-"""Random shard nodes die by SIGKILL under traffic: no failed call at QUORUM, no lost write, every node converges.
+"""Random shard nodes die by SIGKILL or are stopped under traffic: no failed call at QUORUM, no lost write, every node
+converges.
 
-Three kills here; ten and more by `python -m tests.chaos --kills 10 --seed N`.
+A few here; ten and more by `python -m tests.chaos --kills 10 --pauses 10 --seed N`.
 """
 
 from __future__ import annotations
@@ -19,5 +20,5 @@ def chaos_mesh(make_mesh: MakeMesh) -> Mesh:
     return make_mesh(TABLE)
 
 
-async def test_three_kills(chaos_mesh: Mesh) -> None:
-    assert await run(chaos_mesh, kills=3, seed=20_261_123) == []
+async def test_kills_and_pauses(chaos_mesh: Mesh) -> None:
+    assert await run(chaos_mesh, kills=3, pauses=2, seed=20_261_123) == []
