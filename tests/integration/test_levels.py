@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
+from ostraka import Client, Consistency, NewDocument, NewPassage, WriteLevel
 from ostraka.v1 import passage_pb2, router_pb2, shard_pb2
 from services.quorum.clock import Version
 from services.quorum.gtid import Gtid
@@ -18,7 +19,7 @@ from services.quorum.rows import OpKey, WriteBatch
 from services.shard.wire import key_to_wire
 from tests.integration.level_nodes import LevelMesh, LevelRouter, new_document
 from tests.integration.shard_nodes import COLLECTION, now, write_request
-from tests.unit.shard_rows import batch
+from tests.unit.shard_rows import DIM, batch
 
 QUORUM = passage_pb2.CONSISTENCY_LEVEL_QUORUM
 BOUNDED = passage_pb2.CONSISTENCY_LEVEL_BOUNDED
@@ -278,3 +279,22 @@ async def test_a_bound_belongs_to_bounded(mesh: LevelMesh, level: Any, staleness
     error = await refusal(get(mesh.routers[0], "a", level, staleness_ms=staleness_ms))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "BOUNDED" in (error.details() or "")
+
+
+async def test_the_client_names_levels_and_keys(mesh: LevelMesh) -> None:
+    async with Client(
+        [f"127.0.0.1:{mesh.routers[0].server.port}"], certs=mesh.config.certs_dir, collection=COLLECTION
+    ) as client:
+        document = NewDocument(document_id="a", passages=[NewPassage(text="t", vector=[1.0] * DIM)])
+        made = await client.upsert([document], level=WriteLevel.ALL, idempotency_key="k1")
+        assert (made.level, made.documents[0].acks, made.weak) == (WriteLevel.ALL, 3, False)
+        again = await client.upsert([document], idempotency_key="k1")
+        assert (again.documents[0].repeated_key, again.documents[0].version) == (True, made.documents[0].version)
+        assert "2 voters" in again.meaning
+        whole = await client.get(["a"], consistency=Consistency.LINEARIZABLE)
+        assert (len(whole.passages), whole.consistency) == (1, Consistency.LINEARIZABLE)
+        (result,) = await client.search_batch([[1.0] * DIM], consistency=Consistency.BOUNDED, max_staleness_ms=60_000)
+        assert len(result) == 1
+        assert result.coverage[0].staleness_ms is not None
+        gone = await client.delete(["a"], level=WriteLevel.ONE, idempotency_key="d1")
+        assert (gone.level, gone.acknowledged) == (WriteLevel.ONE, True)
