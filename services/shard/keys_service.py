@@ -50,7 +50,7 @@ async def cover(
 
 
 async def find_keys(
-    replica: HostedReplica | None, request: shard_pb2.FindKeysRequest, keys_max: int
+    replica: HostedReplica | None, repair: Repair | None, request: shard_pb2.FindKeysRequest, keys_max: int
 ) -> shard_pb2.FindKeysResponse:
     """Every applied batch that carried one of the keys. Raises InvalidArgument."""
     if not 1 <= len(request.keys) <= keys_max:
@@ -74,6 +74,8 @@ async def find_keys(
     except op_keys.KeyDamagedError as error:
         if error.gtid is not None and error.gtid in engine.view.applied:
             engine.ledger.add_ops(GtidSet.of(error.gtid))  # a peer's copy of the operation brings its keys
+            if repair is not None:
+                repair.hurry()
         reply.message = str(error)
     except StoreError as error:
         engine.note_failure(error)

@@ -30,8 +30,10 @@ def put(database: Database, op: Op) -> None:
     """Remember the keys of an operation; idempotent. Raises StoreError."""
     gtid = (schema.to_sql(op.gtid.source), schema.to_sql(op.gtid.seq))
     version = (schema.to_sql(op.version.hlc), schema.to_sql(op.version.source))
+    # First, so that a damaged row does not stay beside the one that mends it.
+    database.rows("DELETE FROM op_keys WHERE src = ? AND seq = ?", gtid)
     database.many(
-        f"INSERT OR REPLACE {_INTO}",
+        f"INSERT {_INTO}",
         [(key.document_id, key.key, key.content, *gtid, *version, _sum(key, op.gtid, op.version)) for key in op.keys],
     )
 

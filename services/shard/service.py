@@ -207,7 +207,12 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
     ) -> shard_pb2.FindKeysResponse:
         """Which applied batches carried these idempotency keys."""
         limit = self._config.router.documents_max
-        return await keys_service.find_keys(self._replica(request.collection, request.shard), request, limit)
+        return await keys_service.find_keys(
+            self._replica(request.collection, request.shard),
+            self._node.repairs.get((request.collection, request.shard)),
+            request,
+            limit,
+        )
 
     async def Pull(
         self, request: shard_pb2.PullRequest, _context: Context[shard_pb2.PullRequest, shard_pb2.PullResponse]

@@ -16,9 +16,11 @@ from ostraka.v1 import passage_pb2, router_pb2, shard_pb2
 from services.quorum.clock import Version
 from services.quorum.gtid import Gtid
 from services.quorum.rows import OpKey, WriteBatch
+from services.shard.engine import DATABASE_FILE
+from services.shard.store import Database
 from services.shard.wire import key_to_wire
 from tests.integration.level_nodes import LevelMesh, LevelRouter, new_document
-from tests.integration.shard_nodes import COLLECTION, now, write_request
+from tests.integration.shard_nodes import COLLECTION, eventually, now, write_request
 from tests.unit.shard_rows import DIM, batch
 
 QUORUM = passage_pb2.CONSISTENCY_LEVEL_QUORUM
@@ -298,3 +300,24 @@ async def test_the_client_names_levels_and_keys(mesh: LevelMesh) -> None:
         assert result.coverage[0].staleness_ms is not None
         gone = await client.delete(["a"], level=WriteLevel.ONE, idempotency_key="d1")
         assert (gone.level, gone.acknowledged) == (WriteLevel.ONE, True)
+
+
+async def test_a_damaged_key_is_no_answer_until_a_peer_has_mended_it(mesh: LevelMesh) -> None:
+    await upsert(mesh.routers[0], "a", idempotency_key="k1", level=WRITE_ALL)
+    engine = mesh.nodes["n1"].replica.engine
+    assert engine is not None
+    database = Database(engine.directory / DATABASE_FILE, writable=True)
+    database.rows("UPDATE op_keys SET content = zeroblob(16)")
+    database.close()
+    wanted = shard_pb2.FindKeysRequest(
+        epoch=1, collection=COLLECTION, shard=0, keys=[shard_pb2.IdempotencyKey(document_id="a", key="k1")]
+    )
+    refused = await mesh.nodes["n1"].stub.FindKeys(wanted, timeout=TIMEOUT_S)
+    assert refused.status == shard_pb2.REPLICA_STATUS_FAILED
+    assert "checksum" in refused.message
+    again = (await upsert(mesh.routers[1], "a", idempotency_key="k1")).documents[0]
+    assert again.repeated_key  # the other voters are a read quorum
+    await eventually(lambda: not engine.ledger.ops)
+    mended = await mesh.nodes["n1"].stub.FindKeys(wanted, timeout=TIMEOUT_S)
+    assert (mended.status, len(mended.found)) == (shard_pb2.REPLICA_STATUS_OK, 1)
+    assert any(mended.found[0].key.content)
