@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         SearchResult,
         ShardCoverage,
         Version,
+        WriteLevel,
         WriteResult,
     )
     from ostraka.retry import RetryPolicy
@@ -68,6 +69,7 @@ __all__ = [
     "SearchResult",
     "ShardCoverage",
     "Version",
+    "WriteLevel",
     "WriteResult",
     "where",
 ]
@@ -92,6 +94,7 @@ _HOMES = {
         "SearchResult",
         "ShardCoverage",
         "Version",
+        "WriteLevel",
         "WriteResult",
     ),
     "ostraka.retry": ("RetryPolicy",),

@@ -5,9 +5,9 @@
             ...
 
 Every call has a deadline in seconds that covers its repetitions too. Reads are repeated after transient
-failures, writes only after a definite one; a write that ended UNCERTAIN is repeated with its version, which
-makes it the same write. The session token of every reply is kept, so `Consistency.SESSION` reads see what this
-client wrote and never go back.
+failures, writes only after a definite one or with an idempotency key; a write that ended UNCERTAIN is repeated with
+its version, which makes it the same write. The session token of every reply is kept, so `Consistency.SESSION` reads
+see what this client wrote and never go back.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ostraka.answers import Answer, AskEvent, event_from_proto
 from ostraka.connection import Deadline, RpcMetadata
-from ostraka.document_calls import DocumentCalls
+from ostraka.document_calls import DocumentCalls, write_result
 from ostraka.documents import NewDocument, VectorLike, vector_to_proto
 from ostraka.errors import InvalidRequest, OstrakaError, ServerError
 from ostraka.filter_expressions import filter_to_proto
@@ -36,6 +36,7 @@ from ostraka.results import (
     Passage,
     SearchResult,
     ShardCoverage,
+    WriteLevel,
     WriteResult,
 )
 from ostraka.search_modes import Fusion, SearchMode
@@ -62,6 +63,7 @@ class Client(DocumentCalls):
         k: int = 10,
         collection: str | None = None,
         consistency: Consistency = Consistency.QUORUM,
+        max_staleness_ms: int = 0,
         allow_partial: bool = False,
         exact: bool = False,
         embedding_model: str = "",
@@ -73,6 +75,7 @@ class Client(DocumentCalls):
     ) -> list[SearchResult]:
         """One result per query, in order; texts and vectors may be mixed. Raises OstrakaError.
 
+        `max_staleness_ms`: with `Consistency.BOUNDED`, and only then.
         `where`: only passages that meet this condition, as `ostraka.where` makes it or as an expression.
         `lexical_texts`, one per query: what BM25 searches for, where that is not the query's own text; a query by
         vector needs one in the modes hybrid and two-stage.
@@ -88,6 +91,7 @@ class Client(DocumentCalls):
             ],
             k=k,
             consistency=consistency.value,
+            max_staleness_ms=max_staleness_ms,
             session_token=self._session.token,
             allow_partial=allow_partial,
             exact=exact,
@@ -113,6 +117,7 @@ class Client(DocumentCalls):
         k: int = 8,
         collection: str | None = None,
         consistency: Consistency = Consistency.QUORUM,
+        max_staleness_ms: int = 0,
         allow_partial: bool = False,
         max_tokens: int = 256,
         mode: SearchMode | str = SearchMode.DENSE,
@@ -127,6 +132,7 @@ class Client(DocumentCalls):
             question=question,
             k=k,
             consistency=consistency.value,
+            max_staleness_ms=max_staleness_ms,
             session_token=self._session.token,
             allow_partial=allow_partial,
             max_tokens=max_tokens,
@@ -161,10 +167,15 @@ class Client(DocumentCalls):
         *,
         collection: str | None = None,
         embedding_model: str = "",
+        level: WriteLevel = WriteLevel.QUORUM,
+        idempotency_key: str = "",
         timeout_s: float | None = None,
         check: bool = True,
     ) -> WriteResult:
         """Store documents, each replacing its predecessor atomically.
+
+        `idempotency_key` names this write: it may be repeated with the same documents, also by another client through
+        another router, and answers with the version of the first attempt, so that it never overrides a later write.
 
         UNCERTAIN documents are repeated with their version and REFUSED ones as they are, a bounded number of
         times. With `check`, raises WriteUncertain or WriteRefused unless all were acknowledged; without, the
@@ -173,17 +184,19 @@ class Client(DocumentCalls):
         deadline = self._deadline(timeout_s)
         batch = list(documents)
         outcomes: dict[int, DocumentWrite] = {}
+        told = pb.UpsertResponse()
         waiting = list(range(len(batch)))
-        trace_id = ""
         for attempt in range(1, self._options.retry.attempts_max + 1):
             try:
-                response = await self._upsert_once([batch[n] for n in waiting], collection, embedding_model, deadline)
+                response = await self._upsert_once(
+                    [batch[n] for n in waiting], collection, embedding_model, level, idempotency_key, deadline
+                )
             except OstrakaError:
                 # After a first round the outcomes known so far are worth more than the last round's failure.
                 if attempt == 1:
                     raise
                 break
-            trace_id = trace_id or response.trace_id
+            told = response if attempt == 1 else told
             outcomes.update(zip(waiting, map(DocumentWrite.from_proto, response.documents), strict=True))
             waiting = [n for n in waiting if outcomes[n].outcome is not Outcome.ACKNOWLEDGED]
             if not waiting or deadline.remaining_s() <= 0:
@@ -191,22 +204,30 @@ class Client(DocumentCalls):
             for n in waiting:
                 if outcomes[n].outcome is Outcome.UNCERTAIN:
                     batch[n] = replace(batch[n], retry_version=outcomes[n].version)
-        return checked(WriteResult(tuple(outcomes[n] for n in range(len(batch))), trace_id), check)
+        return checked(write_result(tuple(outcomes[n] for n in range(len(batch))), told), check)
 
     async def _upsert_once(
-        self, documents: Sequence[NewDocument], collection: str | None, embedding_model: str, deadline: Deadline
+        self,
+        documents: Sequence[NewDocument],
+        collection: str | None,
+        embedding_model: str,
+        level: WriteLevel,
+        idempotency_key: str,
+        deadline: Deadline,
     ) -> pb.UpsertResponse:
         request = request_of(
             pb.UpsertRequest,
             collection=self._name(collection),
             documents=[document.to_proto() for document in documents],
             embedding_model=embedding_model,
+            level=level.value,
+            idempotency_key=idempotency_key,
         )
 
         def call(stub: RouterServiceAsyncStub, *, timeout: float, metadata: RpcMetadata) -> Any:
             return stub.Upsert(request, timeout=timeout, metadata=metadata)
 
-        response: pb.UpsertResponse = await self._open.unary(call, deadline, read=False)
+        response: pb.UpsertResponse = await self._open.unary(call, deadline, read=bool(idempotency_key))
         self._session.add(response.session_token)
         if len(response.documents) != len(documents):
             raise ServerError(f"{len(documents)} documents were answered by {len(response.documents)} outcomes")
@@ -219,6 +240,7 @@ class Client(DocumentCalls):
         passage_ids: Iterable[str] = (),
         collection: str | None = None,
         consistency: Consistency = Consistency.QUORUM,
+        max_staleness_ms: int = 0,
         include_vectors: bool = False,
         timeout_s: float | None = None,
     ) -> GetResult:
@@ -229,6 +251,7 @@ class Client(DocumentCalls):
             document_ids=list(document_ids),
             passage_ids=list(passage_ids),
             consistency=consistency.value,
+            max_staleness_ms=max_staleness_ms,
             session_token=self._session.token,
             include_vectors=include_vectors,
         )
@@ -242,6 +265,8 @@ class Client(DocumentCalls):
             passages=tuple(map(Passage.from_proto, response.passages)),
             missing=tuple(response.missing),
             coverage=tuple(map(ShardCoverage.from_proto, response.coverage)),
+            consistency=Consistency.from_proto(response.consistency),
+            weak=response.weak,
         )
 
     async def status(self, *, timeout_s: float | None = None) -> MeshStatus:

@@ -13,7 +13,7 @@ from ostraka.filter_expressions import filter_to_proto
 from ostraka.filters import FilterLike
 from ostraka.listings import DocumentPage, DocumentSummary, ExportedDocument
 from ostraka.opened_client import OpenedClient, checked, request_of
-from ostraka.results import Consistency, DocumentWrite, WriteResult
+from ostraka.results import Consistency, DocumentWrite, WriteLevel, WriteResult
 from ostraka.v1 import router_pb2 as pb
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class DocumentCalls(OpenedClient):
         page_token: str = "",
         collection: str | None = None,
         consistency: Consistency = Consistency.QUORUM,
+        max_staleness_ms: int = 0,
         timeout_s: float | None = None,
     ) -> DocumentPage:
         """One page of documents, ascending by id; a document meets `where` when any of its passages does."""
@@ -43,6 +44,7 @@ class DocumentCalls(OpenedClient):
             page_size=page_size,
             page_token=page_token,
             consistency=consistency.value,
+            max_staleness_ms=max_staleness_ms,
             session_token=self._session.token,
         )
 
@@ -74,6 +76,7 @@ class DocumentCalls(OpenedClient):
         include_vectors: bool = False,
         collection: str | None = None,
         consistency: Consistency = Consistency.QUORUM,
+        max_staleness_ms: int = 0,
         timeout_s: float | None = None,
     ) -> AsyncGenerator[ExportedDocument, None]:
         """Whole documents, ascending by id, read from the mesh no faster than they are taken here.
@@ -87,6 +90,7 @@ class DocumentCalls(OpenedClient):
             filter=filter_to_proto(where),
             include_vectors=include_vectors,
             consistency=consistency.value,
+            max_staleness_ms=max_staleness_ms,
             session_token=self._session.token,
         )
 
@@ -110,11 +114,20 @@ class DocumentCalls(OpenedClient):
         document_ids: Iterable[str],
         *,
         collection: str | None = None,
+        level: WriteLevel = WriteLevel.QUORUM,
+        idempotency_key: str = "",
         timeout_s: float | None = None,
         check: bool = True,
     ) -> WriteResult:
-        """Delete whole documents. An UNCERTAIN deletion is reported, never repeated: it would be a new one."""
-        request = request_of(pb.DeleteRequest, collection=self._name(collection), document_ids=list(document_ids))
+        """Delete whole documents. An UNCERTAIN deletion is reported, never repeated: it would be a new one, unless an
+        `idempotency_key` names it; with the same key and ids it may be repeated, as in `upsert`."""
+        request = request_of(
+            pb.DeleteRequest,
+            collection=self._name(collection),
+            document_ids=list(document_ids),
+            level=level.value,
+            idempotency_key=idempotency_key,
+        )
         return (await self._delete(request, timeout_s, check=check))[0]
 
     async def delete_matching(
@@ -123,6 +136,7 @@ class DocumentCalls(OpenedClient):
         *,
         source: str = "",
         collection: str | None = None,
+        level: WriteLevel = WriteLevel.QUORUM,
         timeout_s: float | None = None,
         check: bool = True,
     ) -> AsyncGenerator[WriteResult, None]:
@@ -135,7 +149,11 @@ class DocumentCalls(OpenedClient):
         if (where is None) == (not source):
             raise InvalidRequest("name either a condition or a source", field="source")
         request = request_of(
-            pb.DeleteRequest, collection=self._name(collection), source=source, filter=filter_to_proto(where)
+            pb.DeleteRequest,
+            collection=self._name(collection),
+            source=source,
+            filter=filter_to_proto(where),
+            level=level.value,
         )
         more = True
         while more:
@@ -150,7 +168,15 @@ class DocumentCalls(OpenedClient):
         def call(stub: RouterServiceAsyncStub, *, timeout: float, metadata: RpcMetadata) -> Any:
             return stub.Delete(request, timeout=timeout, metadata=metadata)
 
-        response: pb.DeleteResponse = await self._open.unary(call, self._deadline(timeout_s), read=False)
+        response: pb.DeleteResponse = await self._open.unary(
+            call, self._deadline(timeout_s), read=bool(request.idempotency_key)
+        )
         self._session.add(response.session_token)
-        result = WriteResult(tuple(map(DocumentWrite.from_proto, response.documents)), response.trace_id)
+        result = write_result(tuple(map(DocumentWrite.from_proto, response.documents)), response)
         return checked(result, check), response.more
+
+
+def write_result(documents: tuple[DocumentWrite, ...], response: pb.UpsertResponse | pb.DeleteResponse) -> WriteResult:
+    """The outcomes, and what the first reply said of all of them."""
+    level = WriteLevel.from_proto(response.level)
+    return WriteResult(documents, response.trace_id, level, response.meaning, response.weak)

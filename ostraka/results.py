@@ -29,10 +29,29 @@ class Consistency(Enum):
     """Reads what this client wrote or has read before."""
     QUORUM = passage_pb.CONSISTENCY_LEVEL_QUORUM
     """Every write acknowledged before the call began is visible."""
+    BOUNDED = passage_pb.CONSISTENCY_LEVEL_BOUNDED
+    """Every write acknowledged more than `max_staleness_ms` before the call began is visible."""
+    LINEARIZABLE = passage_pb.CONSISTENCY_LEVEL_LINEARIZABLE
+    """`get` only: as QUORUM, and no later read misses what was returned."""
 
     @classmethod
     def from_proto(cls, value: int) -> Consistency:
         return cls.QUORUM if value == int(passage_pb.CONSISTENCY_LEVEL_UNSPECIFIED) else cls(value)
+
+
+class WriteLevel(Enum):
+    """When a write is acknowledged; the values are the contract's."""
+
+    ONE = passage_pb.WRITE_LEVEL_ONE
+    """Durable on one voter: a read at QUORUM may miss it, and it may be lost with that voter's disk."""
+    QUORUM = passage_pb.WRITE_LEVEL_QUORUM
+    """Durable on a write quorum, visible to every later read at QUORUM."""
+    ALL = passage_pb.WRITE_LEVEL_ALL
+    """Durable and visible on every voter."""
+
+    @classmethod
+    def from_proto(cls, value: int) -> WriteLevel:
+        return cls.QUORUM if value == int(passage_pb.WRITE_LEVEL_UNSPECIFIED) else cls(value)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -189,6 +208,8 @@ class ShardCoverage:
     voters_answered: int
     level: Consistency
     reason: str
+    staleness_ms: int | None = None
+    """ONE, SESSION, BOUNDED: everything acknowledged longer ago is in; None: not known."""
 
     @classmethod
     def from_proto(cls, c: passage_pb.ShardCoverage) -> ShardCoverage:
@@ -204,6 +225,7 @@ class ShardCoverage:
             voters_answered=c.voters_answered,
             level=Consistency.from_proto(c.level),
             reason=c.reason,
+            staleness_ms=c.staleness_ms if c.HasField("staleness_ms") else None,
         )
 
 
@@ -241,13 +263,16 @@ class GetResult:
     passages: tuple[Passage, ...]
     missing: tuple[str, ...]
     coverage: tuple[ShardCoverage, ...]
+    consistency: Consistency = Consistency.QUORUM
+    weak: bool = False
+    """R + W <= N was allowed by configuration: QUORUM promises nothing."""
 
 
 class Outcome(Enum):
     """What became of one document of a write."""
 
     ACKNOWLEDGED = router_pb.WRITE_OUTCOME_ACKNOWLEDGED
-    """Durable on a write quorum and visible to every later quorum read."""
+    """What the write's level says; QUORUM: durable on a write quorum and visible to every later quorum read."""
     UNCERTAIN = router_pb.WRITE_OUTCOME_UNCERTAIN
     """May become visible, at `version`."""
     REFUSED = router_pb.WRITE_OUTCOME_REFUSED
@@ -271,10 +296,12 @@ class DocumentWrite:
     truncated_ordinals: tuple[int, ...]
     shard: int
     reason: str
+    repeated_key: bool = False
+    """An earlier attempt with this idempotency key was found: this is its outcome."""
 
     @property
     def acknowledged(self) -> bool:
-        """Durable on a write quorum."""
+        """Durable as the write's level says."""
         return self.outcome is Outcome.ACKNOWLEDGED
 
     @classmethod
@@ -288,6 +315,7 @@ class DocumentWrite:
             truncated_ordinals=tuple(w.truncated_ordinals),
             shard=w.shard,
             reason=w.reason,
+            repeated_key=w.repeated_key,
         )
 
 
@@ -297,10 +325,15 @@ class WriteResult:
 
     documents: tuple[DocumentWrite, ...]
     trace_id: str
+    level: WriteLevel = WriteLevel.QUORUM
+    meaning: str = ""
+    """What an acknowledgement says at this level, in words."""
+    weak: bool = False
+    """R + W <= N was allowed by configuration: QUORUM promises nothing."""
 
     @property
     def acknowledged(self) -> bool:
-        """Every document is durable on a write quorum."""
+        """Every document is durable as the level says."""
         return all(document.outcome is Outcome.ACKNOWLEDGED for document in self.documents)
 
     def having(self, outcome: Outcome) -> tuple[DocumentWrite, ...]:

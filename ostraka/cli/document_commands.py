@@ -13,15 +13,19 @@ import typer
 
 from ostraka.cli.exit_codes import ExitCode
 from ostraka.cli.options import (
+    Acknowledged,
     CollectionOption,
     ConsistencyOption,
     JsonOption,
+    KeyOption,
     Level,
     MeshFileOption,
+    StalenessOption,
     TimeoutOption,
     WhereOption,
+    WriteLevelOption,
 )
-from ostraka.cli.output import CONSOLE, ERRORS, command, print_json, print_table
+from ostraka.cli.output import CONSOLE, ERRORS, command, print_json, print_table, print_weak
 from ostraka.cli.session import client_of, open_client
 from ostraka.client import Client
 from ostraka.filters import FilterLike
@@ -39,6 +43,7 @@ async def list_documents(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Most documents to show.")] = 100,
     after: Annotated[str, typer.Option("--page", help="Go on where an earlier list ended: its page token.")] = "",
     consistency: ConsistencyOption = Level.QUORUM,
+    max_staleness_ms: StalenessOption = 0,
     collection: CollectionOption = "docs",
     timeout_s: TimeoutOption = 10.0,
     mesh_file: MeshFileOption = None,
@@ -51,6 +56,7 @@ async def list_documents(
             page_size=min(limit, _COUNT_PAGE),
             page_token=after,
             consistency=consistency.consistency,
+            max_staleness_ms=max_staleness_ms,
             timeout_s=timeout_s,
         )
     if as_json:
@@ -72,6 +78,7 @@ async def export(
     vectors: Annotated[bool, typer.Option("--vectors", help="Write vectors too, so an import needs no model.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
     consistency: ConsistencyOption = Level.QUORUM,
+    max_staleness_ms: StalenessOption = 0,
     collection: CollectionOption = "docs",
     timeout_s: TimeoutOption = 30.0,
     mesh_file: MeshFileOption = None,
@@ -82,7 +89,7 @@ async def export(
     """
     if output == Path("-"):
         async with open_client(mesh_file, collection) as client:
-            await _write_documents(client, sys.stdout, where, vectors, consistency, timeout_s)
+            await _write_documents(client, sys.stdout, where, vectors, consistency, max_staleness_ms, timeout_s)
         return
     if output.exists() and not force:
         raise typer.BadParameter(f"{output} exists; --force replaces it", param_hint="--output")
@@ -90,7 +97,7 @@ async def export(
     try:
         with partial.open("w", encoding="utf-8") as file:
             async with open_client(mesh_file, collection) as client:
-                written = await _write_documents(client, file, where, vectors, consistency, timeout_s)
+                written = await _write_documents(client, file, where, vectors, consistency, max_staleness_ms, timeout_s)
         partial.replace(output)
     except OSError as error:
         raise typer.BadParameter(f"{output}: {error.strerror or error}", param_hint="--output") from None
@@ -105,6 +112,8 @@ async def delete(
     source: Annotated[str, typer.Option("--source", help="Delete every document of this source.")] = "",
     where: WhereOption = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    level: WriteLevelOption = Acknowledged.QUORUM,
+    key: KeyOption = "",
     collection: CollectionOption = "docs",
     timeout_s: TimeoutOption = 10.0,
     mesh_file: MeshFileOption = None,
@@ -117,34 +126,57 @@ async def delete(
     """
     if sum(map(bool, (ids, source, where))) != 1:
         raise typer.BadParameter("name documents, or give --source, or --where: exactly one of them")
+    if key and not ids:
+        raise typer.BadParameter(
+            "what a condition names may differ the next time; name documents", param_hint="--idempotency-key"
+        )
     config = load(mesh_file)
+    meaning, weak = "", False
     async with client_of(config, collection) as client:
         if ids:
-            deleted = list((await client.delete(ids, timeout_s=timeout_s, check=False)).documents)
+            result = await client.delete(ids, level=level.level, idempotency_key=key, timeout_s=timeout_s, check=False)
+            deleted, meaning, weak = list(result.documents), result.meaning, result.weak
         else:
             condition: FilterLike = where if where is not None else {"source": source}
             if not yes:
                 await _confirm(client, condition, as_json=as_json)
             deleted = []
-            async with aclosing(client.delete_matching(condition, timeout_s=timeout_s, check=False)) as results:
+            matching = client.delete_matching(condition, level=level.level, timeout_s=timeout_s, check=False)
+            async with aclosing(matching) as results:
                 async for result in results:
                     deleted += result.documents
+                    meaning, weak = result.meaning, result.weak
     forget(config.data_dir / "ingest", [document.document_id for document in deleted])
     failed = [document for document in deleted if not document.acknowledged]
     if as_json:
         print_json({"documents": deleted, "acknowledged": len(deleted) - len(failed), "failed": len(failed)})
     else:
         _print_deleted(deleted, failed, named=bool(ids))
+        if level is not Acknowledged.QUORUM and len(failed) < len(deleted):
+            CONSOLE.print(f"acknowledged at level {level}: {meaning}", markup=False)
+        print_weak(weak)
     if failed:
         raise typer.Exit(ExitCode.FAILED)
 
 
 async def _write_documents(
-    client: Client, file: TextIO, where: str | None, vectors: bool, level: Level, timeout_s: float
+    client: Client,
+    file: TextIO,
+    where: str | None,
+    vectors: bool,
+    level: Level,
+    max_staleness_ms: int,
+    timeout_s: float,
 ) -> int:
     """How many were written; disk and mesh take turns, so that neither waits in memory for the other."""
     written = 0
-    stream = client.export(where, include_vectors=vectors, consistency=level.consistency, timeout_s=timeout_s)
+    stream = client.export(
+        where,
+        include_vectors=vectors,
+        consistency=level.consistency,
+        max_staleness_ms=max_staleness_ms,
+        timeout_s=timeout_s,
+    )
     async with aclosing(stream) as documents:
         async for document in documents:
             file.write(json.dumps(to_record(document), ensure_ascii=False) + "\n")

@@ -8,7 +8,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-from ostraka.results import Consistency
+from ostraka.results import Consistency, WriteLevel
 from ostraka.search_modes import Fusion, SearchMode
 
 MeshFileOption: TypeAlias = Annotated[
@@ -33,7 +33,9 @@ class Level(StrEnum):
 
     ONE = "one"
     SESSION = "session"
+    BOUNDED = "bounded"
     QUORUM = "quorum"
+    LINEARIZABLE = "linearizable"
 
     @property
     def consistency(self) -> Consistency:
@@ -43,7 +45,38 @@ class Level(StrEnum):
 ConsistencyOption: TypeAlias = Annotated[
     Level,
     typer.Option(
-        "--consistency", help="one: any replica; session: what this call wrote; quorum: every acknowledged write."
+        "--consistency",
+        help="one: any replica; session: what this call wrote; bounded: no older than --max-staleness-ms; "
+        "quorum: every acknowledged write; linearizable (get only): nor does a later read miss what this one saw.",
+    ),
+]
+StalenessOption: TypeAlias = Annotated[
+    int, typer.Option("--max-staleness-ms", min=0, help="bounded: how old an answer may be, in milliseconds.")
+]
+
+
+class Acknowledged(StrEnum):
+    """When a write is acknowledged."""
+
+    ONE = "one"
+    QUORUM = "quorum"
+    ALL = "all"
+
+    @property
+    def level(self) -> WriteLevel:
+        return WriteLevel[self.name]
+
+
+WriteLevelOption: TypeAlias = Annotated[
+    Acknowledged,
+    typer.Option(
+        "--level", help="Acknowledge when it is durable on one voter, on a write quorum, or on all voters of its shard."
+    ),
+]
+KeyOption: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--idempotency-key", help="Names this write: repeated with the same key it has no further effect of its own."
     ),
 ]
 

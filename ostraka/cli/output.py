@@ -110,3 +110,9 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
     return str(value).replace("[", r"\[")
+
+
+def print_weak(weak: bool) -> None:
+    """A promise that was given up by configuration is never passed over."""
+    if weak:
+        CONSOLE.print("WEAK: R + W <= N in this collection, so QUORUM may miss acknowledged writes", style="yellow")

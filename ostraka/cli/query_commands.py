@@ -20,13 +20,14 @@ from ostraka.cli.options import (
     Mode,
     ModeOption,
     RankConstantOption,
+    StalenessOption,
     TimeoutOption,
     WhereOption,
     fusion_of,
 )
-from ostraka.cli.output import CONSOLE, command, print_json, print_json_line, print_table
+from ostraka.cli.output import CONSOLE, command, print_json, print_json_line, print_table, print_weak
 from ostraka.cli.session import open_client
-from ostraka.results import Hit, Provenance, ShardCoverage
+from ostraka.results import Consistency, Hit, Provenance, ShardCoverage
 
 _PREVIEW_CHARS = 160
 _VERSION_CHARS = 20
@@ -45,6 +46,7 @@ async def ask(
     depth: DepthOption = None,
     where: WhereOption = None,
     consistency: ConsistencyOption = Level.QUORUM,
+    max_staleness_ms: StalenessOption = 0,
     partial: Annotated[bool, typer.Option("--partial", help="Answer although a shard is unavailable.")] = False,
     collection: CollectionOption = "docs",
     timeout_s: TimeoutOption = 60.0,
@@ -61,6 +63,7 @@ async def ask(
             k=k,
             max_tokens=max_tokens,
             consistency=consistency.consistency,
+            max_staleness_ms=max_staleness_ms,
             allow_partial=partial,
             mode=mode.search_mode,
             fusion=fusion_of(dense_weight, lexical_weight, rank_constant, depth),
@@ -125,6 +128,7 @@ async def search(
     depth: DepthOption = None,
     where: WhereOption = None,
     consistency: ConsistencyOption = Level.QUORUM,
+    max_staleness_ms: StalenessOption = 0,
     partial: Annotated[bool, typer.Option("--partial", help="Answer although a shard is unavailable.")] = False,
     collection: CollectionOption = "docs",
     timeout_s: TimeoutOption = 10.0,
@@ -141,6 +145,7 @@ async def search(
             k=k,
             exact=exact,
             consistency=consistency.consistency,
+            max_staleness_ms=max_staleness_ms,
             allow_partial=partial,
             mode=mode.search_mode,
             fusion=fusion_of(dense_weight, lexical_weight, rank_constant, depth),
@@ -156,6 +161,7 @@ async def search(
         [_hit_row(hit) for hit in result],
     )
     _print_coverage(result.coverage)
+    print_weak(result.weak)
 
 
 @command
@@ -163,6 +169,7 @@ async def get(
     ids: Annotated[list[str], typer.Argument(help="Document ids, or passage ids such as guide.md#3.")],
     passages: Annotated[bool, typer.Option("--passages", help="The ids are passage ids.")] = False,
     consistency: ConsistencyOption = Level.QUORUM,
+    max_staleness_ms: StalenessOption = 0,
     collection: CollectionOption = "docs",
     timeout_s: TimeoutOption = 10.0,
     mesh_file: MeshFileOption = None,
@@ -174,6 +181,7 @@ async def get(
             [] if passages else ids,
             passage_ids=ids if passages else [],
             consistency=consistency.consistency,
+            max_staleness_ms=max_staleness_ms,
             timeout_s=timeout_s,
         )
     if as_json:
@@ -186,6 +194,8 @@ async def get(
             CONSOLE.print(passage.text, markup=False)
         for missing in result.missing:
             CONSOLE.print(f"{missing}: does not exist", style="yellow", markup=False)
+        _print_coverage(result.coverage)
+        print_weak(result.weak)
     if result.missing:
         raise typer.Exit(ExitCode.FAILED)
 
@@ -212,3 +222,5 @@ def _print_coverage(coverage: tuple[ShardCoverage, ...]) -> None:
     for shard in coverage:
         if not shard.complete:
             CONSOLE.print(f"shard {shard.shard} took no part: {shard.reason}", style="yellow", markup=False)
+        elif shard.level is Consistency.BOUNDED:
+            CONSOLE.print(f"shard {shard.shard}: read at {shard.node}, {shard.staleness_ms} ms old", markup=False)

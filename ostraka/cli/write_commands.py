@@ -11,7 +11,7 @@ import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from ostraka.cli.exit_codes import ExitCode
-from ostraka.cli.options import CollectionOption, JsonOption, MeshFileOption
+from ostraka.cli.options import Acknowledged, CollectionOption, JsonOption, MeshFileOption, WriteLevelOption
 from ostraka.cli.output import CONSOLE, ERRORS, command, print_json, print_table
 from ostraka.cli.session import client_of
 from ostraka.ingest.checkpoint import Checkpoint, checkpoint_path
@@ -29,6 +29,7 @@ async def ingest_files(
     ],
     words: Annotated[int, typer.Option(min=20, max=2_000, help="Most words of a passage.")] = 180,
     overlap: Annotated[int, typer.Option(min=0, help="Most words repeated from the passage before.")] = 30,
+    level: WriteLevelOption = Acknowledged.QUORUM,
     force: Annotated[bool, typer.Option("--force", help="Send also what an earlier run had acknowledged.")] = False,
     collection: CollectionOption = "docs",
     mesh_file: MeshFileOption = None,
@@ -41,7 +42,7 @@ async def ingest_files(
     """
     if overlap >= words:
         raise typer.BadParameter("--overlap must be smaller than --words")
-    limits = IngestLimits(chunks=ChunkLimits(words_target=words, overlap_words_max=overlap))
+    limits = IngestLimits(chunks=ChunkLimits(words_target=words, overlap_words_max=overlap), level=level.level)
     report = await ingest_into(load(mesh_file), paths, collection, limits=limits, force=force, show=not as_json)
     if as_json:
         print_json({"ok": report.ok, **{name: getattr(report, name) for name in report.__slots__}})

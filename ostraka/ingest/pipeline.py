@@ -18,7 +18,7 @@ from ostraka.errors import OstrakaError, RequestError
 from ostraka.ingest.checkpoint import Checkpoint, CheckpointError
 from ostraka.ingest.chunker import ChunkLimits
 from ostraka.ingest.sources import Skip, SourceDocument, SourceFile, find_files, read_documents
-from ostraka.results import Outcome, WriteResult
+from ostraka.results import Outcome, WriteLevel, WriteResult
 
 
 class Upserter(Protocol):
@@ -29,6 +29,7 @@ class Upserter(Protocol):
         documents: Iterable[NewDocument],
         *,
         collection: str | None = ...,
+        level: WriteLevel = ...,
         timeout_s: float | None = ...,
         check: bool = ...,
     ) -> WriteResult: ...
@@ -46,6 +47,7 @@ class IngestLimits:
     upserts_inflight: int = 3
     upsert_timeout_s: float = 120.0
     chunks: ChunkLimits = field(default_factory=ChunkLimits)
+    level: WriteLevel = WriteLevel.QUORUM
 
 
 @dataclass(slots=True)
@@ -174,6 +176,7 @@ class _Run:
             result = await self._client.upsert(
                 [_new_document(document) for document in batch],
                 collection=self._collection,
+                level=self._limits.level,
                 timeout_s=self._limits.upsert_timeout_s,
                 check=False,
             )

@@ -70,8 +70,17 @@ class _ConsistencyLevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Cons
     """read-your-writes, monotonic reads for the token holder"""
     CONSISTENCY_LEVEL_QUORUM: _ConsistencyLevel.ValueType  # 3
     """every write acknowledged before the call began is visible"""
+    CONSISTENCY_LEVEL_BOUNDED: _ConsistencyLevel.ValueType  # 4
+    """Every write acknowledged more than `max_staleness_ms` before the call began is visible: each
+    replica read has finished an exchange with N-W other voters that began less than that ago.
+    """
+    CONSISTENCY_LEVEL_LINEARIZABLE: _ConsistencyLevel.ValueType  # 5
+    """Get only, each document on its own: as QUORUM, and what is returned is on W voters before the
+    reply, so that no later read at QUORUM or LINEARIZABLE can miss it (Attiya, Bar-Noy, Dolev 1995).
+    """
 
-class ConsistencyLevel(_ConsistencyLevel, metaclass=_ConsistencyLevelEnumTypeWrapper): ...
+class ConsistencyLevel(_ConsistencyLevel, metaclass=_ConsistencyLevelEnumTypeWrapper):
+    """How fresh a read is. What a write promises is said by its WriteLevel."""
 
 CONSISTENCY_LEVEL_UNSPECIFIED: ConsistencyLevel.ValueType  # 0
 """QUORUM"""
@@ -81,7 +90,49 @@ CONSISTENCY_LEVEL_SESSION: ConsistencyLevel.ValueType  # 2
 """read-your-writes, monotonic reads for the token holder"""
 CONSISTENCY_LEVEL_QUORUM: ConsistencyLevel.ValueType  # 3
 """every write acknowledged before the call began is visible"""
+CONSISTENCY_LEVEL_BOUNDED: ConsistencyLevel.ValueType  # 4
+"""Every write acknowledged more than `max_staleness_ms` before the call began is visible: each
+replica read has finished an exchange with N-W other voters that began less than that ago.
+"""
+CONSISTENCY_LEVEL_LINEARIZABLE: ConsistencyLevel.ValueType  # 5
+"""Get only, each document on its own: as QUORUM, and what is returned is on W voters before the
+reply, so that no later read at QUORUM or LINEARIZABLE can miss it (Attiya, Bar-Noy, Dolev 1995).
+"""
 Global___ConsistencyLevel: _TypeAlias = ConsistencyLevel  # noqa: Y015
+
+class _WriteLevel:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WriteLevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WriteLevel.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WRITE_LEVEL_UNSPECIFIED: _WriteLevel.ValueType  # 0
+    """QUORUM"""
+    WRITE_LEVEL_ONE: _WriteLevel.ValueType  # 1
+    """Durable on one voter. A read at QUORUM may miss it, the loss of that voter's disk loses it, and
+    its version is taken without asking a quorum, so it orders after earlier writes only as far as
+    clocks agree.
+    """
+    WRITE_LEVEL_QUORUM: _WriteLevel.ValueType  # 2
+    """durable on W voters, visible to every later read at QUORUM"""
+    WRITE_LEVEL_ALL: _WriteLevel.ValueType  # 3
+    """durable and visible on every voter"""
+
+class WriteLevel(_WriteLevel, metaclass=_WriteLevelEnumTypeWrapper):
+    """When a write is acknowledged."""
+
+WRITE_LEVEL_UNSPECIFIED: WriteLevel.ValueType  # 0
+"""QUORUM"""
+WRITE_LEVEL_ONE: WriteLevel.ValueType  # 1
+"""Durable on one voter. A read at QUORUM may miss it, the loss of that voter's disk loses it, and
+its version is taken without asking a quorum, so it orders after earlier writes only as far as
+clocks agree.
+"""
+WRITE_LEVEL_QUORUM: WriteLevel.ValueType  # 2
+"""durable on W voters, visible to every later read at QUORUM"""
+WRITE_LEVEL_ALL: WriteLevel.ValueType  # 3
+"""durable and visible on every voter"""
+Global___WriteLevel: _TypeAlias = WriteLevel  # noqa: Y015
 
 @_typing.final
 class Vector(_message.Message):
@@ -726,6 +777,7 @@ class ShardCoverage(_message.Message):
     VOTERS_ANSWERED_FIELD_NUMBER: _builtins.int
     LEVEL_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    STALENESS_MS_FIELD_NUMBER: _builtins.int
     shard: _builtins.int
     state: Global___ShardCoverage.State.ValueType
     replica: _builtins.str
@@ -739,6 +791,10 @@ class ShardCoverage(_message.Message):
     """the level this shard's part satisfies"""
     reason: _builtins.str
     """why, when unavailable"""
+    staleness_ms: _builtins.int
+    """ONE, SESSION and BOUNDED: how long ago the last finished exchange of the replica with N-W other
+    voters began, when it was read; absent: not since it started. What was acknowledged before is in.
+    """
     def __init__(
         self,
         *,
@@ -753,11 +809,14 @@ class ShardCoverage(_message.Message):
         voters_answered: _builtins.int = ...,
         level: Global___ConsistencyLevel.ValueType = ...,
         reason: _builtins.str = ...,
+        staleness_ms: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_staleness_ms", b"_staleness_ms", "staleness_ms", b"staleness_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hedges", b"hedges", "index_epoch", b"index_epoch", "level", b"level", "node", b"node", "reason", b"reason", "replica", b"replica", "retries", b"retries", "rows_live", b"rows_live", "shard", b"shard", "state", b"state", "voters_answered", b"voters_answered"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_staleness_ms", b"_staleness_ms", "hedges", b"hedges", "index_epoch", b"index_epoch", "level", b"level", "node", b"node", "reason", b"reason", "replica", b"replica", "retries", b"retries", "rows_live", b"rows_live", "shard", b"shard", "staleness_ms", b"staleness_ms", "state", b"state", "voters_answered", b"voters_answered"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__staleness_ms: _TypeAlias = _typing.Literal["staleness_ms"]  # noqa: Y015
+    _WhichOneofArgType__staleness_ms: _TypeAlias = _typing.Literal["_staleness_ms", b"_staleness_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__staleness_ms) -> _WhichOneofReturnType__staleness_ms | None: ...
 
 Global___ShardCoverage: _TypeAlias = ShardCoverage  # noqa: Y015

@@ -29,21 +29,29 @@ class _WriteOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WriteOut
     DESCRIPTOR: _descriptor.EnumDescriptor
     WRITE_OUTCOME_UNSPECIFIED: _WriteOutcome.ValueType  # 0
     WRITE_OUTCOME_ACKNOWLEDGED: _WriteOutcome.ValueType  # 1
-    """durable on W voters and visible to every later quorum read"""
+    """what the write's level says; QUORUM: durable on W voters and"""
     WRITE_OUTCOME_UNCERTAIN: _WriteOutcome.ValueType  # 2
-    """may become visible, at this version; retry with it"""
+    """visible to every later quorum read
+    may become visible, at this version; retry with it, or with the
+    """
     WRITE_OUTCOME_REFUSED: _WriteOutcome.ValueType  # 3
-    """never sent or refused by too many; nothing will appear"""
+    """idempotency key. `acks` voters have it
+    never sent or refused by too many; nothing will appear
+    """
 
 class WriteOutcome(_WriteOutcome, metaclass=_WriteOutcomeEnumTypeWrapper): ...
 
 WRITE_OUTCOME_UNSPECIFIED: WriteOutcome.ValueType  # 0
 WRITE_OUTCOME_ACKNOWLEDGED: WriteOutcome.ValueType  # 1
-"""durable on W voters and visible to every later quorum read"""
+"""what the write's level says; QUORUM: durable on W voters and"""
 WRITE_OUTCOME_UNCERTAIN: WriteOutcome.ValueType  # 2
-"""may become visible, at this version; retry with it"""
+"""visible to every later quorum read
+may become visible, at this version; retry with it, or with the
+"""
 WRITE_OUTCOME_REFUSED: WriteOutcome.ValueType  # 3
-"""never sent or refused by too many; nothing will appear"""
+"""idempotency key. `acks` voters have it
+never sent or refused by too many; nothing will appear
+"""
 Global___WriteOutcome: _TypeAlias = WriteOutcome  # noqa: Y015
 
 @_typing.final
@@ -174,9 +182,18 @@ class UpsertRequest(_message.Message):
     COLLECTION_FIELD_NUMBER: _builtins.int
     DOCUMENTS_FIELD_NUMBER: _builtins.int
     EMBEDDING_MODEL_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     embedding_model: _builtins.str
     """model of the vectors brought along, when known"""
+    level: _passage_pb2.WriteLevel.ValueType
+    idempotency_key: _builtins.str
+    """Names this write of each of its documents, 1 to 128 bytes, so that it may be repeated through any
+    router without an effect of its own: a repetition answers with the version of the first attempt
+    that a read quorum knows of. The same key with other content is FAILED_PRECONDITION. Keys are
+    kept as long as the record of the write is.
+    """
     @_builtins.property
     def documents(self) -> _containers.RepeatedCompositeFieldContainer[Global___NewDocument]: ...
     def __init__(
@@ -185,10 +202,12 @@ class UpsertRequest(_message.Message):
         collection: _builtins.str = ...,
         documents: _abc.Iterable[Global___NewDocument] | None = ...,
         embedding_model: _builtins.str = ...,
+        level: _passage_pb2.WriteLevel.ValueType = ...,
+        idempotency_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "documents", b"documents", "embedding_model", b"embedding_model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "documents", b"documents", "embedding_model", b"embedding_model", "idempotency_key", b"idempotency_key", "level", b"level"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -206,12 +225,15 @@ class DocumentWrite(_message.Message):
     TRUNCATED_ORDINALS_FIELD_NUMBER: _builtins.int
     SHARD_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    REPEATED_KEY_FIELD_NUMBER: _builtins.int
     document_id: _builtins.str
     outcome: Global___WriteOutcome.ValueType
     acks: _builtins.int
     passages: _builtins.int
     shard: _builtins.int
     reason: _builtins.str
+    repeated_key: _builtins.bool
+    """an earlier attempt with this idempotency key was found; `version` is its"""
     @_builtins.property
     def version(self) -> _passage_pb2.Version: ...
     @_builtins.property
@@ -227,10 +249,11 @@ class DocumentWrite(_message.Message):
         truncated_ordinals: _abc.Iterable[_builtins.int] | None = ...,
         shard: _builtins.int = ...,
         reason: _builtins.str = ...,
+        repeated_key: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acks", b"acks", "document_id", b"document_id", "outcome", b"outcome", "passages", b"passages", "reason", b"reason", "shard", b"shard", "truncated_ordinals", b"truncated_ordinals", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acks", b"acks", "document_id", b"document_id", "outcome", b"outcome", "passages", b"passages", "reason", b"reason", "repeated_key", b"repeated_key", "shard", b"shard", "truncated_ordinals", b"truncated_ordinals", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -243,8 +266,16 @@ class UpsertResponse(_message.Message):
     DOCUMENTS_FIELD_NUMBER: _builtins.int
     SESSION_TOKEN_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    MEANING_FIELD_NUMBER: _builtins.int
+    WEAK_FIELD_NUMBER: _builtins.int
     session_token: _builtins.bytes
     trace_id: _builtins.str
+    level: _passage_pb2.WriteLevel.ValueType
+    meaning: _builtins.str
+    """what ACKNOWLEDGED says at this level, in words"""
+    weak: _builtins.bool
+    """R + W <= N was allowed by configuration: QUORUM promises nothing"""
     @_builtins.property
     def documents(self) -> _containers.RepeatedCompositeFieldContainer[Global___DocumentWrite]:
         """in the order of the request"""
@@ -255,10 +286,13 @@ class UpsertResponse(_message.Message):
         documents: _abc.Iterable[Global___DocumentWrite] | None = ...,
         session_token: _builtins.bytes = ...,
         trace_id: _builtins.str = ...,
+        level: _passage_pb2.WriteLevel.ValueType = ...,
+        meaning: _builtins.str = ...,
+        weak: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "session_token", b"session_token", "trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "level", b"level", "meaning", b"meaning", "session_token", b"session_token", "trace_id", b"trace_id", "weak", b"weak"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -277,8 +311,13 @@ class DeleteRequest(_message.Message):
     DOCUMENT_IDS_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     source: _builtins.str
+    level: _passage_pb2.WriteLevel.ValueType
+    idempotency_key: _builtins.str
+    """as in UpsertRequest; with document_ids only"""
     @_builtins.property
     def document_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -292,10 +331,12 @@ class DeleteRequest(_message.Message):
         document_ids: _abc.Iterable[_builtins.str] | None = ...,
         source: _builtins.str = ...,
         filter: _passage_pb2.Filter | None = ...,
+        level: _passage_pb2.WriteLevel.ValueType = ...,
+        idempotency_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "document_ids", b"document_ids", "filter", b"filter", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "document_ids", b"document_ids", "filter", b"filter", "idempotency_key", b"idempotency_key", "level", b"level", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -309,9 +350,15 @@ class DeleteResponse(_message.Message):
     SESSION_TOKEN_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    MEANING_FIELD_NUMBER: _builtins.int
+    WEAK_FIELD_NUMBER: _builtins.int
     session_token: _builtins.bytes
     trace_id: _builtins.str
     more: _builtins.bool
+    level: _passage_pb2.WriteLevel.ValueType
+    meaning: _builtins.str
+    weak: _builtins.bool
     @_builtins.property
     def documents(self) -> _containers.RepeatedCompositeFieldContainer[Global___DocumentWrite]: ...
     def __init__(
@@ -321,10 +368,13 @@ class DeleteResponse(_message.Message):
         session_token: _builtins.bytes = ...,
         trace_id: _builtins.str = ...,
         more: _builtins.bool = ...,
+        level: _passage_pb2.WriteLevel.ValueType = ...,
+        meaning: _builtins.str = ...,
+        weak: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "more", b"more", "session_token", b"session_token", "trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "level", b"level", "meaning", b"meaning", "more", b"more", "session_token", b"session_token", "trace_id", b"trace_id", "weak", b"weak"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -340,6 +390,7 @@ class ListDocumentsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     CONSISTENCY_FIELD_NUMBER: _builtins.int
     SESSION_TOKEN_FIELD_NUMBER: _builtins.int
+    MAX_STALENESS_MS_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     page_size: _builtins.int
     """absent: 100"""
@@ -347,6 +398,8 @@ class ListDocumentsRequest(_message.Message):
     """of the previous reply; absent: from the start"""
     consistency: _passage_pb2.ConsistencyLevel.ValueType
     session_token: _builtins.bytes
+    max_staleness_ms: _builtins.int
+    """with level BOUNDED, and only then"""
     @_builtins.property
     def filter(self) -> _passage_pb2.Filter:
         """a document matches when any of its passages does"""
@@ -360,10 +413,11 @@ class ListDocumentsRequest(_message.Message):
         page_token: _builtins.str = ...,
         consistency: _passage_pb2.ConsistencyLevel.ValueType = ...,
         session_token: _builtins.bytes = ...,
+        max_staleness_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "filter", b"filter", "page_size", b"page_size"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "collection", b"collection", "consistency", b"consistency", "filter", b"filter", "page_size", b"page_size", "page_token", b"page_token", "session_token", b"session_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "collection", b"collection", "consistency", b"consistency", "filter", b"filter", "max_staleness_ms", b"max_staleness_ms", "page_size", b"page_size", "page_token", b"page_token", "session_token", b"session_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__page_size: _TypeAlias = _typing.Literal["page_size"]  # noqa: Y015
     _WhichOneofArgType__page_size: _TypeAlias = _typing.Literal["_page_size", b"_page_size"]  # noqa: Y015
@@ -472,10 +526,13 @@ class ExportRequest(_message.Message):
     INCLUDE_VECTORS_FIELD_NUMBER: _builtins.int
     CONSISTENCY_FIELD_NUMBER: _builtins.int
     SESSION_TOKEN_FIELD_NUMBER: _builtins.int
+    MAX_STALENESS_MS_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     include_vectors: _builtins.bool
     consistency: _passage_pb2.ConsistencyLevel.ValueType
     session_token: _builtins.bytes
+    max_staleness_ms: _builtins.int
+    """with level BOUNDED, and only then"""
     @_builtins.property
     def filter(self) -> _passage_pb2.Filter: ...
     def __init__(
@@ -486,10 +543,11 @@ class ExportRequest(_message.Message):
         include_vectors: _builtins.bool = ...,
         consistency: _passage_pb2.ConsistencyLevel.ValueType = ...,
         session_token: _builtins.bytes = ...,
+        max_staleness_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "consistency", b"consistency", "filter", b"filter", "include_vectors", b"include_vectors", "session_token", b"session_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "consistency", b"consistency", "filter", b"filter", "include_vectors", b"include_vectors", "max_staleness_ms", b"max_staleness_ms", "session_token", b"session_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -534,10 +592,13 @@ class GetRequest(_message.Message):
     CONSISTENCY_FIELD_NUMBER: _builtins.int
     SESSION_TOKEN_FIELD_NUMBER: _builtins.int
     INCLUDE_VECTORS_FIELD_NUMBER: _builtins.int
+    MAX_STALENESS_MS_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     consistency: _passage_pb2.ConsistencyLevel.ValueType
     session_token: _builtins.bytes
     include_vectors: _builtins.bool
+    max_staleness_ms: _builtins.int
+    """with level BOUNDED, and only then"""
     @_builtins.property
     def document_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -551,10 +612,11 @@ class GetRequest(_message.Message):
         consistency: _passage_pb2.ConsistencyLevel.ValueType = ...,
         session_token: _builtins.bytes = ...,
         include_vectors: _builtins.bool = ...,
+        max_staleness_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "consistency", b"consistency", "document_ids", b"document_ids", "include_vectors", b"include_vectors", "passage_ids", b"passage_ids", "session_token", b"session_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "consistency", b"consistency", "document_ids", b"document_ids", "include_vectors", b"include_vectors", "max_staleness_ms", b"max_staleness_ms", "passage_ids", b"passage_ids", "session_token", b"session_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -568,7 +630,12 @@ class GetResponse(_message.Message):
     MISSING_FIELD_NUMBER: _builtins.int
     SESSION_TOKEN_FIELD_NUMBER: _builtins.int
     COVERAGE_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    WEAK_FIELD_NUMBER: _builtins.int
     session_token: _builtins.bytes
+    consistency: _passage_pb2.ConsistencyLevel.ValueType
+    weak: _builtins.bool
+    """R + W <= N was allowed by configuration: QUORUM promises nothing"""
     @_builtins.property
     def passages(self) -> _containers.RepeatedCompositeFieldContainer[_passage_pb2.Passage]:
         """by document, then ordinal; what does not exist is absent"""
@@ -586,10 +653,12 @@ class GetResponse(_message.Message):
         missing: _abc.Iterable[_builtins.str] | None = ...,
         session_token: _builtins.bytes = ...,
         coverage: _abc.Iterable[_passage_pb2.ShardCoverage] | None = ...,
+        consistency: _passage_pb2.ConsistencyLevel.ValueType = ...,
+        weak: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage", "missing", b"missing", "passages", b"passages", "session_token", b"session_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "coverage", b"coverage", "missing", b"missing", "passages", b"passages", "session_token", b"session_token", "weak", b"weak"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -641,6 +710,7 @@ class SearchRequest(_message.Message):
     MODE_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
     FUSION_FIELD_NUMBER: _builtins.int
+    MAX_STALENESS_MS_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     k: _builtins.int
     """absent: 10; 0 is refused"""
@@ -653,6 +723,8 @@ class SearchRequest(_message.Message):
     embedding_model: _builtins.str
     """model of the query vectors, when known"""
     mode: _passage_pb2.SearchMode.ValueType
+    max_staleness_ms: _builtins.int
+    """with level BOUNDED, and only then"""
     @_builtins.property
     def queries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Query]:
         """one or a batch"""
@@ -677,10 +749,11 @@ class SearchRequest(_message.Message):
         mode: _passage_pb2.SearchMode.ValueType = ...,
         filter: _passage_pb2.Filter | None = ...,
         fusion: _passage_pb2.Fusion | None = ...,
+        max_staleness_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "filter", b"filter", "fusion", b"fusion", "k", b"k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "allow_partial", b"allow_partial", "collection", b"collection", "consistency", b"consistency", "embedding_model", b"embedding_model", "exact", b"exact", "filter", b"filter", "fusion", b"fusion", "k", b"k", "mode", b"mode", "queries", b"queries", "session_token", b"session_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "allow_partial", b"allow_partial", "collection", b"collection", "consistency", b"consistency", "embedding_model", b"embedding_model", "exact", b"exact", "filter", b"filter", "fusion", b"fusion", "k", b"k", "max_staleness_ms", b"max_staleness_ms", "mode", b"mode", "queries", b"queries", "session_token", b"session_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__k: _TypeAlias = _typing.Literal["k"]  # noqa: Y015
     _WhichOneofArgType__k: _TypeAlias = _typing.Literal["_k", b"_k"]  # noqa: Y015
@@ -772,6 +845,7 @@ class AskRequest(_message.Message):
     MODE_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
     FUSION_FIELD_NUMBER: _builtins.int
+    MAX_STALENESS_MS_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     question: _builtins.str
     k: _builtins.int
@@ -782,6 +856,8 @@ class AskRequest(_message.Message):
     max_tokens: _builtins.int
     """of the answer; default 256"""
     mode: _passage_pb2.SearchMode.ValueType
+    max_staleness_ms: _builtins.int
+    """with level BOUNDED, and only then"""
     @_builtins.property
     def filter(self) -> _passage_pb2.Filter: ...
     @_builtins.property
@@ -799,10 +875,11 @@ class AskRequest(_message.Message):
         mode: _passage_pb2.SearchMode.ValueType = ...,
         filter: _passage_pb2.Filter | None = ...,
         fusion: _passage_pb2.Fusion | None = ...,
+        max_staleness_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "filter", b"filter", "fusion", b"fusion", "k", b"k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "allow_partial", b"allow_partial", "collection", b"collection", "consistency", b"consistency", "filter", b"filter", "fusion", b"fusion", "k", b"k", "max_tokens", b"max_tokens", "mode", b"mode", "question", b"question", "session_token", b"session_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "allow_partial", b"allow_partial", "collection", b"collection", "consistency", b"consistency", "filter", b"filter", "fusion", b"fusion", "k", b"k", "max_staleness_ms", b"max_staleness_ms", "max_tokens", b"max_tokens", "mode", b"mode", "question", b"question", "session_token", b"session_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__k: _TypeAlias = _typing.Literal["k"]  # noqa: Y015
     _WhichOneofArgType__k: _TypeAlias = _typing.Literal["_k", b"_k"]  # noqa: Y015

@@ -52,6 +52,8 @@ class _ReplicaStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Replica
     """content refused; see message"""
     REPLICA_STATUS_FAILED: _ReplicaStatus.ValueType  # 12
     """the replica could not read its own data; see message"""
+    REPLICA_STATUS_TOO_STALE: _ReplicaStatus.ValueType  # 20
+    """no exchange with enough voters is as recent as asked for"""
 
 class ReplicaStatus(_ReplicaStatus, metaclass=_ReplicaStatusEnumTypeWrapper):
     """Outcome of a request for one replica. Anything but OK left nothing changed."""
@@ -80,6 +82,8 @@ REPLICA_STATUS_INVALID: ReplicaStatus.ValueType  # 11
 """content refused; see message"""
 REPLICA_STATUS_FAILED: ReplicaStatus.ValueType  # 12
 """the replica could not read its own data; see message"""
+REPLICA_STATUS_TOO_STALE: ReplicaStatus.ValueType  # 20
+"""no exchange with enough voters is as recent as asked for"""
 Global___ReplicaStatus: _TypeAlias = ReplicaStatus  # noqa: Y015
 
 @_typing.final
@@ -119,6 +123,34 @@ class PassageRow(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PassageRow: _TypeAlias = PassageRow  # noqa: Y015
+
+@_typing.final
+class IdempotencyKey(_message.Message):
+    """A write of one document under a key that its caller chose."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOCUMENT_ID_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    document_id: _builtins.str
+    key: _builtins.str
+    content: _builtins.bytes
+    """16 bytes over what the caller asked to be written"""
+    def __init__(
+        self,
+        *,
+        document_id: _builtins.str = ...,
+        key: _builtins.str = ...,
+        content: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "document_id", b"document_id", "key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IdempotencyKey: _TypeAlias = IdempotencyKey  # noqa: Y015
 
 @_typing.final
 class HeadRow(_message.Message):
@@ -243,6 +275,7 @@ class WriteRequest(_message.Message):
     PASSAGES_FIELD_NUMBER: _builtins.int
     HEADS_FIELD_NUMBER: _builtins.int
     DEPENDS_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     collection: _builtins.str
     shard: _builtins.int
@@ -258,6 +291,10 @@ class WriteRequest(_message.Message):
     def depends(self) -> _passage_pb2.GtidSet:
         """earlier batches of the same document and version"""
 
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___IdempotencyKey]:
+        """of documents whose heads are here"""
+
     def __init__(
         self,
         *,
@@ -269,10 +306,11 @@ class WriteRequest(_message.Message):
         passages: _abc.Iterable[Global___PassageRow] | None = ...,
         heads: _abc.Iterable[Global___HeadRow] | None = ...,
         depends: _passage_pb2.GtidSet | None = ...,
+        keys: _abc.Iterable[Global___IdempotencyKey] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["depends", b"depends", "gtid", b"gtid", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "depends", b"depends", "epoch", b"epoch", "gtid", b"gtid", "heads", b"heads", "passages", b"passages", "shard", b"shard", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "depends", b"depends", "epoch", b"epoch", "gtid", b"gtid", "heads", b"heads", "keys", b"keys", "passages", b"passages", "shard", b"shard", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -390,6 +428,8 @@ class SearchShardsRequest(_message.Message):
     LEG_ROLE_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
+    MAX_STALENESS_MS_FIELD_NUMBER: _builtins.int
+    REFRESH_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     collection: _builtins.str
     k: _builtins.int
@@ -401,6 +441,10 @@ class SearchShardsRequest(_message.Message):
     leg_role: _builtins.str
     """primary, hedge, retry: for the shard's own span"""
     mode: _passage_pb2.SearchMode.ValueType
+    max_staleness_ms: _builtins.int
+    """0: any age; else TOO_STALE when the replica is not as fresh"""
+    refresh: _builtins.bool
+    """a replica that is not shall exchange with its peers first"""
     @_builtins.property
     def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardSearch]: ...
     @_builtins.property
@@ -423,10 +467,12 @@ class SearchShardsRequest(_message.Message):
         leg_role: _builtins.str = ...,
         mode: _passage_pb2.SearchMode.ValueType = ...,
         filter: _passage_pb2.Filter | None = ...,
+        max_staleness_ms: _builtins.int = ...,
+        refresh: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "epoch", b"epoch", "exact", b"exact", "filter", b"filter", "include_payload", b"include_payload", "k", b"k", "leg_role", b"leg_role", "mode", b"mode", "queries", b"queries", "shards", b"shards", "wait_ms", b"wait_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "epoch", b"epoch", "exact", b"exact", "filter", b"filter", "include_payload", b"include_payload", "k", b"k", "leg_role", b"leg_role", "max_staleness_ms", b"max_staleness_ms", "mode", b"mode", "queries", b"queries", "refresh", b"refresh", "shards", b"shards", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -521,6 +567,7 @@ class ShardSearchResult(_message.Message):
     WAITED_FIELD_NUMBER: _builtins.int
     STATISTICS_AGE_MS_FIELD_NUMBER: _builtins.int
     ROWS_MATCHING_FIELD_NUMBER: _builtins.int
+    STALENESS_MS_FIELD_NUMBER: _builtins.int
     shard: _builtins.int
     replica: _builtins.str
     status: Global___ReplicaStatus.ValueType
@@ -537,6 +584,8 @@ class ShardSearchResult(_message.Message):
     """oldest part of the corpus statistics that BM25 used"""
     rows_matching: _builtins.int
     """live rows that pass the filter; absent filter: rows_live"""
+    staleness_ms: _builtins.int
+    """Since the last finished exchange with N-W other voters began; absent: none yet."""
     @_builtins.property
     def view(self) -> _passage_pb2.GtidSet:
         """applied set of the searched view"""
@@ -563,12 +612,15 @@ class ShardSearchResult(_message.Message):
         waited: _builtins.bool = ...,
         statistics_age_ms: _builtins.int = ...,
         rows_matching: _builtins.int = ...,
+        staleness_ms: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["view", b"view"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_staleness_ms", b"_staleness_ms", "staleness_ms", b"staleness_ms", "view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hlc_max", b"hlc_max", "index_epoch", b"index_epoch", "message", b"message", "queue_wait_us", b"queue_wait_us", "replica", b"replica", "results", b"results", "rows_dead", b"rows_dead", "rows_live", b"rows_live", "rows_matching", b"rows_matching", "search_us", b"search_us", "shard", b"shard", "statistics_age_ms", b"statistics_age_ms", "status", b"status", "view", b"view", "waited", b"waited"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_staleness_ms", b"_staleness_ms", "hlc_max", b"hlc_max", "index_epoch", b"index_epoch", "message", b"message", "queue_wait_us", b"queue_wait_us", "replica", b"replica", "results", b"results", "rows_dead", b"rows_dead", "rows_live", b"rows_live", "rows_matching", b"rows_matching", "search_us", b"search_us", "shard", b"shard", "staleness_ms", b"staleness_ms", "statistics_age_ms", b"statistics_age_ms", "status", b"status", "view", b"view", "waited", b"waited"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__staleness_ms: _TypeAlias = _typing.Literal["staleness_ms"]  # noqa: Y015
+    _WhichOneofArgType__staleness_ms: _TypeAlias = _typing.Literal["_staleness_ms", b"_staleness_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__staleness_ms) -> _WhichOneofReturnType__staleness_ms | None: ...
 
 Global___ShardSearchResult: _TypeAlias = ShardSearchResult  # noqa: Y015
 
@@ -607,11 +659,19 @@ class GetDocumentsRequest(_message.Message):
     HOLDERS_FIELD_NUMBER: _builtins.int
     WAIT_MS_FIELD_NUMBER: _builtins.int
     INCLUDE_VECTORS_FIELD_NUMBER: _builtins.int
+    MAX_STALENESS_MS_FIELD_NUMBER: _builtins.int
+    REFRESH_FIELD_NUMBER: _builtins.int
+    INCLUDE_BATCHES_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     collection: _builtins.str
     shard: _builtins.int
     wait_ms: _builtins.int
     include_vectors: _builtins.bool
+    max_staleness_ms: _builtins.int
+    """as in a search"""
+    refresh: _builtins.bool
+    include_batches: _builtins.bool
+    """say which batches wrote the heads"""
     @_builtins.property
     def document_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -629,10 +689,13 @@ class GetDocumentsRequest(_message.Message):
         holders: _abc.Iterable[_builtins.str] | None = ...,
         wait_ms: _builtins.int = ...,
         include_vectors: _builtins.bool = ...,
+        max_staleness_ms: _builtins.int = ...,
+        refresh: _builtins.bool = ...,
+        include_batches: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["require", b"require"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "document_ids", b"document_ids", "epoch", b"epoch", "holders", b"holders", "include_vectors", b"include_vectors", "require", b"require", "shard", b"shard", "wait_ms", b"wait_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "document_ids", b"document_ids", "epoch", b"epoch", "holders", b"holders", "include_batches", b"include_batches", "include_vectors", b"include_vectors", "max_staleness_ms", b"max_staleness_ms", "refresh", b"refresh", "require", b"require", "shard", b"shard", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -674,15 +737,24 @@ class GetDocumentsResponse(_message.Message):
     DOCUMENTS_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     INDEX_EPOCH_FIELD_NUMBER: _builtins.int
+    STALENESS_MS_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
     status: Global___ReplicaStatus.ValueType
     replica: _builtins.str
     message: _builtins.str
     index_epoch: _builtins.str
+    staleness_ms: _builtins.int
     @_builtins.property
     def view(self) -> _passage_pb2.GtidSet: ...
     @_builtins.property
     def documents(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredDocument]:
         """those with a head, tombstones included"""
+
+    @_builtins.property
+    def batches(self) -> _passage_pb2.GtidSet:
+        """Every batch of the version of every document returned: a replica that holds them has heads at
+        least as new as these.
+        """
 
     def __init__(
         self,
@@ -693,14 +765,169 @@ class GetDocumentsResponse(_message.Message):
         documents: _abc.Iterable[Global___StoredDocument] | None = ...,
         message: _builtins.str = ...,
         index_epoch: _builtins.str = ...,
+        staleness_ms: _builtins.int | None = ...,
+        batches: _passage_pb2.GtidSet | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["view", b"view"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_staleness_ms", b"_staleness_ms", "batches", b"batches", "staleness_ms", b"staleness_ms", "view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "index_epoch", b"index_epoch", "message", b"message", "replica", b"replica", "status", b"status", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_staleness_ms", b"_staleness_ms", "batches", b"batches", "documents", b"documents", "index_epoch", b"index_epoch", "message", b"message", "replica", b"replica", "staleness_ms", b"staleness_ms", "status", b"status", "view", b"view"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__staleness_ms: _TypeAlias = _typing.Literal["staleness_ms"]  # noqa: Y015
+    _WhichOneofArgType__staleness_ms: _TypeAlias = _typing.Literal["_staleness_ms", b"_staleness_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__staleness_ms) -> _WhichOneofReturnType__staleness_ms | None: ...
+
+Global___GetDocumentsResponse: _TypeAlias = GetDocumentsResponse  # noqa: Y015
+
+@_typing.final
+class CoverRequest(_message.Message):
+    """Asks a replica to have `require` applied, durably: what it lacks it pulls."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    REQUIRE_FIELD_NUMBER: _builtins.int
+    HOLDERS_FIELD_NUMBER: _builtins.int
+    WAIT_MS_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    collection: _builtins.str
+    shard: _builtins.int
+    wait_ms: _builtins.int
+    @_builtins.property
+    def require(self) -> _passage_pb2.GtidSet: ...
+    @_builtins.property
+    def holders(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        collection: _builtins.str = ...,
+        shard: _builtins.int = ...,
+        require: _passage_pb2.GtidSet | None = ...,
+        holders: _abc.Iterable[_builtins.str] | None = ...,
+        wait_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["require", b"require"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "epoch", b"epoch", "holders", b"holders", "require", b"require", "shard", b"shard", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___GetDocumentsResponse: _TypeAlias = GetDocumentsResponse  # noqa: Y015
+Global___CoverRequest: _TypeAlias = CoverRequest  # noqa: Y015
+
+@_typing.final
+class CoverResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    REPLICA_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    status: Global___ReplicaStatus.ValueType
+    replica: _builtins.str
+    message: _builtins.str
+    def __init__(
+        self,
+        *,
+        status: Global___ReplicaStatus.ValueType = ...,
+        replica: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "replica", b"replica", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CoverResponse: _TypeAlias = CoverResponse  # noqa: Y015
+
+@_typing.final
+class FindKeysRequest(_message.Message):
+    """Which batches carried these keys. `keys[i].content` is not used."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    collection: _builtins.str
+    shard: _builtins.int
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___IdempotencyKey]: ...
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        collection: _builtins.str = ...,
+        shard: _builtins.int = ...,
+        keys: _abc.Iterable[Global___IdempotencyKey] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "epoch", b"epoch", "keys", b"keys", "shard", b"shard"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindKeysRequest: _TypeAlias = FindKeysRequest  # noqa: Y015
+
+@_typing.final
+class FoundKey(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    GTID_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def key(self) -> Global___IdempotencyKey: ...
+    @_builtins.property
+    def gtid(self) -> _passage_pb2.Gtid: ...
+    @_builtins.property
+    def version(self) -> _passage_pb2.Version: ...
+    def __init__(
+        self,
+        *,
+        key: Global___IdempotencyKey | None = ...,
+        gtid: _passage_pb2.Gtid | None = ...,
+        version: _passage_pb2.Version | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gtid", b"gtid", "key", b"key", "version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gtid", b"gtid", "key", b"key", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FoundKey: _TypeAlias = FoundKey  # noqa: Y015
+
+@_typing.final
+class FindKeysResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    REPLICA_FIELD_NUMBER: _builtins.int
+    FOUND_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    status: Global___ReplicaStatus.ValueType
+    replica: _builtins.str
+    message: _builtins.str
+    @_builtins.property
+    def found(self) -> _containers.RepeatedCompositeFieldContainer[Global___FoundKey]: ...
+    def __init__(
+        self,
+        *,
+        status: Global___ReplicaStatus.ValueType = ...,
+        replica: _builtins.str = ...,
+        found: _abc.Iterable[Global___FoundKey] | None = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["found", b"found", "message", b"message", "replica", b"replica", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindKeysResponse: _TypeAlias = FindKeysResponse  # noqa: Y015
 
 @_typing.final
 class PullRequest(_message.Message):
@@ -795,6 +1022,7 @@ class OpRow(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     DOCUMENT_IDS_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
     content: _builtins.bytes
     """16 bytes over what the batch said; empty when not known"""
     @_builtins.property
@@ -803,6 +1031,8 @@ class OpRow(_message.Message):
     def version(self) -> _passage_pb2.Version: ...
     @_builtins.property
     def document_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___IdempotencyKey]: ...
     def __init__(
         self,
         *,
@@ -810,10 +1040,11 @@ class OpRow(_message.Message):
         version: _passage_pb2.Version | None = ...,
         document_ids: _abc.Iterable[_builtins.str] | None = ...,
         content: _builtins.bytes = ...,
+        keys: _abc.Iterable[Global___IdempotencyKey] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["gtid", b"gtid", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "document_ids", b"document_ids", "gtid", b"gtid", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "document_ids", b"document_ids", "gtid", b"gtid", "keys", b"keys", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -907,6 +1138,8 @@ class ListShardDocumentsRequest(_message.Message):
     LIMIT_FIELD_NUMBER: _builtins.int
     INCLUDE_PASSAGES_FIELD_NUMBER: _builtins.int
     INCLUDE_VECTORS_FIELD_NUMBER: _builtins.int
+    MAX_STALENESS_MS_FIELD_NUMBER: _builtins.int
+    REFRESH_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     collection: _builtins.str
     shard: _builtins.int
@@ -916,6 +1149,9 @@ class ListShardDocumentsRequest(_message.Message):
     limit: _builtins.int
     include_passages: _builtins.bool
     include_vectors: _builtins.bool
+    max_staleness_ms: _builtins.int
+    """as in a search"""
+    refresh: _builtins.bool
     @_builtins.property
     def require(self) -> _passage_pb2.GtidSet: ...
     @_builtins.property
@@ -938,10 +1174,12 @@ class ListShardDocumentsRequest(_message.Message):
         limit: _builtins.int = ...,
         include_passages: _builtins.bool = ...,
         include_vectors: _builtins.bool = ...,
+        max_staleness_ms: _builtins.int = ...,
+        refresh: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "require", b"require"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_document_id", b"after_document_id", "collection", b"collection", "epoch", b"epoch", "filter", b"filter", "holders", b"holders", "include_passages", b"include_passages", "include_vectors", b"include_vectors", "limit", b"limit", "require", b"require", "shard", b"shard", "wait_ms", b"wait_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_document_id", b"after_document_id", "collection", b"collection", "epoch", b"epoch", "filter", b"filter", "holders", b"holders", "include_passages", b"include_passages", "include_vectors", b"include_vectors", "limit", b"limit", "max_staleness_ms", b"max_staleness_ms", "refresh", b"refresh", "require", b"require", "shard", b"shard", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -958,12 +1196,14 @@ class ListShardDocumentsResponse(_message.Message):
     MORE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     INDEX_EPOCH_FIELD_NUMBER: _builtins.int
+    STALENESS_MS_FIELD_NUMBER: _builtins.int
     status: Global___ReplicaStatus.ValueType
     replica: _builtins.str
     more: _builtins.bool
     """the shard has further matching documents after the last"""
     message: _builtins.str
     index_epoch: _builtins.str
+    staleness_ms: _builtins.int
     @_builtins.property
     def view(self) -> _passage_pb2.GtidSet: ...
     @_builtins.property
@@ -980,12 +1220,15 @@ class ListShardDocumentsResponse(_message.Message):
         more: _builtins.bool = ...,
         message: _builtins.str = ...,
         index_epoch: _builtins.str = ...,
+        staleness_ms: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["view", b"view"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_staleness_ms", b"_staleness_ms", "staleness_ms", b"staleness_ms", "view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "index_epoch", b"index_epoch", "message", b"message", "more", b"more", "replica", b"replica", "status", b"status", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_staleness_ms", b"_staleness_ms", "documents", b"documents", "index_epoch", b"index_epoch", "message", b"message", "more", b"more", "replica", b"replica", "staleness_ms", b"staleness_ms", "status", b"status", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__staleness_ms: _TypeAlias = _typing.Literal["staleness_ms"]  # noqa: Y015
+    _WhichOneofArgType__staleness_ms: _TypeAlias = _typing.Literal["_staleness_ms", b"_staleness_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__staleness_ms) -> _WhichOneofReturnType__staleness_ms | None: ...
 
 Global___ListShardDocumentsResponse: _TypeAlias = ListShardDocumentsResponse  # noqa: Y015
 

@@ -94,6 +94,16 @@ class ShardServiceStub:
                 request_serializer=ostraka_dot_v1_dot_shard__pb2.SnapshotShardRequest.SerializeToString,
                 response_deserializer=ostraka_dot_v1_dot_shard__pb2.SnapshotShardResponse.FromString,
                 _registered_method=True)
+        self.Cover = channel.unary_unary(
+                '/ostraka.v1.ShardService/Cover',
+                request_serializer=ostraka_dot_v1_dot_shard__pb2.CoverRequest.SerializeToString,
+                response_deserializer=ostraka_dot_v1_dot_shard__pb2.CoverResponse.FromString,
+                _registered_method=True)
+        self.FindKeys = channel.unary_unary(
+                '/ostraka.v1.ShardService/FindKeys',
+                request_serializer=ostraka_dot_v1_dot_shard__pb2.FindKeysRequest.SerializeToString,
+                response_deserializer=ostraka_dot_v1_dot_shard__pb2.FindKeysResponse.FromString,
+                _registered_method=True)
 
 
 class ShardServiceServicer:
@@ -171,6 +181,18 @@ class ShardServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Cover(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FindKeys(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ShardServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -233,6 +255,16 @@ def add_ShardServiceServicer_to_server(servicer, server):
                     servicer.SnapshotShard,
                     request_deserializer=ostraka_dot_v1_dot_shard__pb2.SnapshotShardRequest.FromString,
                     response_serializer=ostraka_dot_v1_dot_shard__pb2.SnapshotShardResponse.SerializeToString,
+            ),
+            'Cover': grpc.unary_unary_rpc_method_handler(
+                    servicer.Cover,
+                    request_deserializer=ostraka_dot_v1_dot_shard__pb2.CoverRequest.FromString,
+                    response_serializer=ostraka_dot_v1_dot_shard__pb2.CoverResponse.SerializeToString,
+            ),
+            'FindKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindKeys,
+                    request_deserializer=ostraka_dot_v1_dot_shard__pb2.FindKeysRequest.FromString,
+                    response_serializer=ostraka_dot_v1_dot_shard__pb2.FindKeysResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -559,6 +591,60 @@ class ShardService:
             '/ostraka.v1.ShardService/SnapshotShard',
             ostraka_dot_v1_dot_shard__pb2.SnapshotShardRequest.SerializeToString,
             ostraka_dot_v1_dot_shard__pb2.SnapshotShardResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Cover(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ostraka.v1.ShardService/Cover',
+            ostraka_dot_v1_dot_shard__pb2.CoverRequest.SerializeToString,
+            ostraka_dot_v1_dot_shard__pb2.CoverResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ostraka.v1.ShardService/FindKeys',
+            ostraka_dot_v1_dot_shard__pb2.FindKeysRequest.SerializeToString,
+            ostraka_dot_v1_dot_shard__pb2.FindKeysResponse.FromString,
             options,
             channel_credentials,
             insecure,

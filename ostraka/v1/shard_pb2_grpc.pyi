@@ -45,6 +45,8 @@ class ShardServiceStub:
     SampleVectors: _grpc.UnaryStreamMultiCallable[_shard_pb2.SampleVectorsRequest, _shard_pb2.SampleVectorsResponse]
     Statistics: _grpc.UnaryStreamMultiCallable[_shard_pb2.StatisticsRequest, _shard_pb2.StatisticsResponse]
     SnapshotShard: _grpc.UnaryUnaryMultiCallable[_shard_pb2.SnapshotShardRequest, _shard_pb2.SnapshotShardResponse]
+    Cover: _grpc.UnaryUnaryMultiCallable[_shard_pb2.CoverRequest, _shard_pb2.CoverResponse]
+    FindKeys: _grpc.UnaryUnaryMultiCallable[_shard_pb2.FindKeysRequest, _shard_pb2.FindKeysResponse]
 
 @_typing.type_check_only
 class ShardServiceAsyncStub(ShardServiceStub):
@@ -61,6 +63,8 @@ class ShardServiceAsyncStub(ShardServiceStub):
     SampleVectors: _aio.UnaryStreamMultiCallable[_shard_pb2.SampleVectorsRequest, _shard_pb2.SampleVectorsResponse]  # type: ignore[assignment]
     Statistics: _aio.UnaryStreamMultiCallable[_shard_pb2.StatisticsRequest, _shard_pb2.StatisticsResponse]  # type: ignore[assignment]
     SnapshotShard: _aio.UnaryUnaryMultiCallable[_shard_pb2.SnapshotShardRequest, _shard_pb2.SnapshotShardResponse]  # type: ignore[assignment]
+    Cover: _aio.UnaryUnaryMultiCallable[_shard_pb2.CoverRequest, _shard_pb2.CoverResponse]  # type: ignore[assignment]
+    FindKeys: _aio.UnaryUnaryMultiCallable[_shard_pb2.FindKeysRequest, _shard_pb2.FindKeysResponse]  # type: ignore[assignment]
 
 class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -146,5 +150,19 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _shard_pb2.SnapshotShardRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_shard_pb2.SnapshotShardResponse, _abc.Awaitable[_shard_pb2.SnapshotShardResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Cover(
+        self,
+        request: _shard_pb2.CoverRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.CoverResponse, _abc.Awaitable[_shard_pb2.CoverResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def FindKeys(
+        self,
+        request: _shard_pb2.FindKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.FindKeysResponse, _abc.Awaitable[_shard_pb2.FindKeysResponse]]: ...
 
 def add_ShardServiceServicer_to_server(servicer: ShardServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -227,7 +227,7 @@ class ReplicaCore:
             assert head.version == batch.version
             if _replaces(head, store.head(head.document_id)):
                 store.put_head(head)
-        store.put_op(Op(batch.gtid, batch.version, batch.document_ids(), batch.content()))
+        store.put_op(Op(batch.gtid, batch.version, batch.document_ids(), batch.content(), batch.keys))
 
     def _merge_document(self, document: DocumentState, store: ReplicaStore) -> None:
         head = document.head

@@ -34,6 +34,15 @@ class HeadRow:
     version: Version
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class OpKey:
+    """A caller's name for its write of one document; `content`: 16 bytes over what the caller asked for."""
+
+    document_id: str
+    key: str
+    content: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class WriteBatch:
     """One gtid: rows of one version for one shard. `depends`: earlier batches of the documents whose heads it holds."""
@@ -43,6 +52,8 @@ class WriteBatch:
     passages: tuple[PassageRow, ...]
     heads: tuple[HeadRow, ...]
     depends: GtidSet = GtidSet.EMPTY
+    keys: tuple[OpKey, ...] = ()
+    """Idempotency keys of documents whose heads are in the batch."""
 
     def document_ids(self) -> tuple[str, ...]:
         """Every document the batch touches, once, in order."""
@@ -71,6 +82,7 @@ class Op:
     document_ids: tuple[str, ...]
     content: bytes = b""
     """`WriteBatch.content()`; empty when it is not known."""
+    keys: tuple[OpKey, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

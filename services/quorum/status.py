@@ -20,6 +20,7 @@ class ReplicaStatus(Enum):
     UNKNOWN_REPLICA = 10
     INVALID = 11
     FAILED = 12
+    TOO_STALE = 20
 
 
 RETRYABLE = frozenset(

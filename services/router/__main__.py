@@ -10,6 +10,7 @@ from services.router.ask import Asking
 from services.router.catalogue import Catalogue
 from services.router.embedder import Embedder
 from services.router.generation import Generation
+from services.router.idempotency import KeyedWrites
 from services.router.ingest import Ingest
 from services.router.listing import Listing
 from services.router.lookup import Lookup
@@ -23,6 +24,7 @@ from services.router.service import RouterServicer
 from services.router.status import Status
 from services.router.summary_rounds import SummaryRounds
 from services.router.wire import SetReader
+from services.router.write_back import WriteBack
 from services.router.writing import Writing
 from services.runtime import topology_file
 from services.runtime.channel import ChannelPool
@@ -62,6 +64,7 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
         Asking(config, embedder, retrieval, Generation(generator_channels)),
         Status(catalogue, links, (("embed", embed_channels), ("generator", generator_channels)), embedder),
         Listing(links, reader, tools),
+        KeyedWrites(links, WriteBack(links, config.router.search_wait_ms)),
     )
     server = await MeshServer.start(
         config,

@@ -14,7 +14,7 @@ from opentelemetry.trace import Span
 
 from observability import names
 from ostraka.v1 import passage_pb2, shard_pb2
-from services.quorum.members import ReplicaRef
+from services.quorum.members import Members, ReplicaRef
 from services.quorum.rows import WriteBatch
 from services.quorum.status import ReplicaStatus
 from services.quorum.vote import Vote
@@ -44,14 +44,16 @@ class BatchWrite:
         clock: Clock,
         collection: Collection,
         shard: int,
+        members: Members,
         batch: WriteBatch,
         retry_ms: int,
         parent: Span,
     ) -> None:
+        """`members`: the shard's voters, with as many acknowledgements as the write's level needs."""
         self._links, self._book, self._clock = links, book, clock
         self._shard, self._retry_s, self._parent = shard, retry_ms / 1_000, parent
-        self.round = WriteRound(collection.members[shard], batch)
-        self._message = write_message(collection.name, shard, collection.members[shard].epoch, batch)
+        self.round = WriteRound(members, batch)
+        self._message = write_message(collection.name, shard, members.epoch, batch)
         self._tasks: list[asyncio.Task[None]] = []
         self._timer: asyncio.TimerHandle | None = None
 
@@ -161,6 +163,8 @@ def write_message(collection: str, shard: int, epoch: int, batch: WriteBatch) ->
         ],
         heads=[shard_pb2.HeadRow(document_id=head.document_id, passages=head.passages) for head in batch.heads],
     )
+    for key in batch.keys:
+        message.keys.add(document_id=key.document_id, key=key.key, content=key.content)
     if batch.depends:
         message.depends.CopyFrom(set_to_proto(batch.depends))
     return message.SerializeToString()

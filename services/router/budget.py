@@ -18,6 +18,8 @@ ASK_RETRIEVAL_SHARE = 0.5
 
 # Finding what a Delete by source or filter means is a read like any other; the tombstones need the time.
 DELETE_LISTING_SHARE = 0.5
+# Asking whether a keyed write was made before, and completing what was found, must leave time to write.
+KEYS_SHARE = 0.4
 
 
 def work(deadline: Deadline) -> Deadline:

@@ -30,8 +30,10 @@ class GetLegs:
         *,
         include_vectors: bool,
         wait_ms: int,
+        include_batches: bool = False,
     ) -> None:
-        """`documents`: ids per shard."""
+        """`documents`: ids per shard. `include_batches`: say which batches wrote what is returned."""
+        self._include_batches = include_batches
         self._links, self._reader, self._collection, self._documents = links, reader, collection, documents
         self._include_vectors, self._wait_ms = include_vectors, wait_ms
 
@@ -54,6 +56,9 @@ class GetLegs:
             holders=request.holders,
             wait_ms=self._wait_ms,
             include_vectors=self._include_vectors,
+            include_batches=self._include_batches,
+            max_staleness_ms=request.max_staleness_ms,
+            refresh=request.refresh,
         )
         if require := request.require[shard]:
             message.require.CopyFrom(set_to_proto(require))

@@ -58,5 +58,5 @@ class Ingest:
             )
             truncated = [ordinal for ordinal, passage in enumerate(document.passages) if passage.passage.truncated]
             retry = Version(*document.retry_hlc_source) if document.retry_hlc_source is not None else None
-            prepared.append(Prepared(Write(Document(document.document_id, stored), retry), truncated))
+            prepared.append(Prepared(Write(Document(document.document_id, stored), retry, document.key), truncated))
         return prepared

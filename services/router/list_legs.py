@@ -60,6 +60,8 @@ class ListLegs:
             limit=question.limit,
             include_passages=question.include_passages,
             include_vectors=question.include_vectors,
+            max_staleness_ms=request.max_staleness_ms,
+            refresh=request.refresh,
         )
         if require := request.require[shard]:
             message.require.CopyFrom(set_to_proto(require))

@@ -6,18 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ostraka.v1 import passage_pb2, router_pb2
+from services.quorum.rows import OpKey
 from services.router import page_token
 from services.router.catalogue import Catalogue, Collection
+from services.router.levels import WRITE_QUORUM, WriteLevel, write_level
 from services.router.page_token import PageTokenError
 from services.router.read_request import (
     Reading,
     check_distinct,
     check_document_id,
     checked_filter,
-    level_of,
-    session_of,
+    reading_of,
 )
-from services.router.write_request import SOURCE_BYTES_MAX
+from services.router.write_request import SOURCE_BYTES_MAX, write_key
 from services.runtime.config import RouterConfig
 from services.runtime.errors import InvalidArgument
 
@@ -52,6 +53,9 @@ class DeletePlan:
     collection: Collection
     document_ids: Sequence[str]
     filter: passage_pb2.Filter | None
+    level: WriteLevel.ValueType = WRITE_QUORUM
+    keys: Sequence[OpKey] = ()
+    """One per id when the caller named the write, else none."""
 
 
 def list_plan(request: router_pb2.ListDocumentsRequest, catalogue: Catalogue) -> ListPlan:
@@ -65,7 +69,7 @@ def list_plan(request: router_pb2.ListDocumentsRequest, catalogue: Catalogue) ->
         after = page_token.decode(request.page_token, collection.name, wanted)
     except PageTokenError as error:
         raise InvalidArgument(f"{error}; pass it unchanged as a reply gave it", "page_token") from None
-    reading = Reading(collection, level_of(request.consistency), session_of(request.session_token))
+    reading = reading_of(request, collection)
     return ListPlan(reading, wanted, after, size)
 
 
@@ -73,7 +77,7 @@ def export_plan(request: router_pb2.ExportRequest, catalogue: Catalogue) -> Expo
     """Raises InvalidArgument, NotFound (collection)."""
     collection = catalogue.get(request.collection)
     wanted = checked_filter(request, collection)
-    reading = Reading(collection, level_of(request.consistency), session_of(request.session_token))
+    reading = reading_of(request, collection)
     return ExportPlan(reading, wanted, request.include_vectors)
 
 
@@ -95,19 +99,26 @@ def delete_plan(request: router_pb2.DeleteRequest, catalogue: Catalogue, limits:
         )
     if len(given) > 1:
         raise InvalidArgument(f"is given beside {given[0]}; a Delete takes exactly one of them", given[1])
+    level = write_level(request.level)
+    if request.idempotency_key and not request.document_ids:
+        raise InvalidArgument(
+            f"needs document_ids: what {given[0]} names may differ from one attempt to the next", "idempotency_key"
+        )
     if request.HasField("filter"):
-        return DeletePlan(collection, (), checked_filter(request, collection))
+        return DeletePlan(collection, (), checked_filter(request, collection), level)
     if request.source:
         size = len(request.source.encode())
         if size > SOURCE_BYTES_MAX:
             raise InvalidArgument(f"is {size} bytes of UTF-8; at most {SOURCE_BYTES_MAX}", "source")
         value = passage_pb2.MetadataValue(text=request.source)
         by_source = passage_pb2.Filter(equals=passage_pb2.Equals(field="source", value=value))
-        return DeletePlan(collection, (), by_source)
+        return DeletePlan(collection, (), by_source, level)
     count = len(request.document_ids)
     if count > limits.documents_max:
         raise InvalidArgument(f"holds {count} ids; a Delete takes 1 to {limits.documents_max}", "document_ids")
     for index, document_id in enumerate(request.document_ids):
         check_document_id(document_id, f"document_ids[{index}]")
     check_distinct(request.document_ids, "document_ids[{index}]")
-    return DeletePlan(collection, list(request.document_ids), None)
+    ids, key = list(request.document_ids), request.idempotency_key
+    keys = [write_key(key, document_id, b"delete") for document_id in ids] if key else []
+    return DeletePlan(collection, ids, None, level, keys)

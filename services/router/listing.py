@@ -14,7 +14,7 @@ from opentelemetry.trace import Span
 
 from ostraka.v1 import passage_pb2, router_pb2, shard_pb2
 from services.router import page_token
-from services.router.coverage import FRESHNESS, refuse_partial, session_token, shard_coverage
+from services.router.coverage import FRESHNESS, refuse_partial, session_token, shard_coverage, told_staleness
 from services.router.leg_span import SPAN_LIST
 from services.router.list_legs import ListLegs, PageQuestion
 from services.router.list_request import ExportPlan, ListPlan
@@ -101,13 +101,20 @@ class Listing:
             SPAN_LIST,
             span,
             deadline,
+            reading.max_staleness_ms,
         )
         outcomes = await read.run()
         refuse_partial(outcomes, reading)
         replies = {outcome.shard: outcome.reply.value for outcome in outcomes if outcome.reply is not None}
         documents, more = merged(replies, question.limit)
         coverage = [
-            shard_coverage(outcome, reading.level, outcome.reply.value.index_epoch if outcome.reply else "", 0)
+            shard_coverage(
+                outcome,
+                reading.level,
+                outcome.reply.value.index_epoch if outcome.reply else "",
+                0,
+                told_staleness(outcome.reply.value) if outcome.reply else None,
+            )
             for outcome in outcomes
         ]
         return Found(documents, more, coverage, session_token(reading, outcomes))

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from opentelemetry.trace import Span
 
 from ostraka.v1 import passage_pb2, router_pb2, shard_pb2
-from services.router.coverage import FRESHNESS, refuse_partial, session_token, shard_coverage
+from services.router.coverage import FRESHNESS, refuse_partial, session_token, shard_coverage, told_staleness
 from services.router.get_legs import GetLegs
 from services.router.identifiers import passage_id
 from services.router.leg_span import SPAN_GET
+from services.router.levels import LINEARIZABLE
 from services.router.node_links import NodeLinks
 from services.router.provenance import passage_from_payload
 from services.router.quorum_read import QuorumRead
@@ -18,6 +19,7 @@ from services.router.read_request import GetPlan
 from services.router.read_types import ReadTools
 from services.router.vectors import widened
 from services.router.wire import SetReader
+from services.router.write_back import WriteBack
 from services.runtime.deadline import Deadline
 
 
@@ -26,6 +28,7 @@ class Lookup:
 
     def __init__(self, links: NodeLinks, reader: SetReader, tools: ReadTools) -> None:
         self._links, self._reader, self._tools = links, reader, tools
+        self._written_back = WriteBack(links, tools.limits.search_wait_ms)
 
     async def get(self, plan: GetPlan, deadline: Deadline, span: Span) -> router_pb2.GetResponse:
         """Passages by document and ordinal. Raises Unavailable when a shard cannot be read at the level."""
@@ -41,6 +44,7 @@ class Lookup:
             by_shard,
             include_vectors=plan.include_vectors,
             wait_ms=self._tools.limits.search_wait_ms,
+            include_batches=reading.level == LINEARIZABLE,
         )
         read: QuorumRead[shard_pb2.GetDocumentsResponse] = QuorumRead(
             collection,
@@ -52,9 +56,12 @@ class Lookup:
             SPAN_GET,
             span,
             deadline,
+            reading.max_staleness_ms,
         )
         outcomes = await read.run()
         refuse_partial(outcomes, reading)
+        if reading.level == LINEARIZABLE:
+            await self._written_back.everywhere(collection, outcomes, self._reader, deadline)
         found = {
             document.head.document_id: document
             for outcome in outcomes
@@ -64,9 +71,16 @@ class Lookup:
         response = _response(plan, found, collection.dim)
         response.session_token = session_token(reading, outcomes)
         response.coverage.extend(
-            shard_coverage(outcome, reading.level, outcome.reply.value.index_epoch if outcome.reply else "", 0)
+            shard_coverage(
+                outcome,
+                reading.level,
+                outcome.reply.value.index_epoch if outcome.reply else "",
+                0,
+                told_staleness(outcome.reply.value) if outcome.reply else None,
+            )
             for outcome in outcomes
         )
+        response.consistency, response.weak = reading.level, collection.weak
         return response
 
 

@@ -55,7 +55,10 @@ class QuorumRead(Generic[T]):
         span_name: str,
         parent: Span,
         deadline: Deadline,
+        max_staleness_ms: int = 0,
     ) -> None:
+        """`max_staleness_ms`: at BOUNDED, else 0."""
+        self._max_staleness_ms = max_staleness_ms
         self._collection, self._freshness, self._session, self._tools = collection, freshness, session, tools
         self._sender, self._span_name, self._parent, self._deadline = sender, span_name, parent, deadline
         self._shards: dict[int, ShardState[T]] = {shard: ShardState(shard, self._new_search(shard)) for shard in shards}
@@ -93,6 +96,7 @@ class QuorumRead(Generic[T]):
             shard.hedges + shard.search.hedges,
             shard.retries + shard.search.retries,
             reason,
+            shard.search.round,
         )
 
     def _new_search(self, shard: int) -> QuorumSearch:
@@ -101,7 +105,7 @@ class QuorumRead(Generic[T]):
         ranked = self._tools.book.ranked(self._now())
         order: tuple[ReplicaRef, ...] = tuple(hosts[node] for node in ranked if node in hosts)
         require = None
-        if self._freshness is Freshness.ONE:
+        if self._freshness in (Freshness.ONE, Freshness.BOUNDED):
             require = GtidSet.EMPTY
         elif self._freshness is Freshness.SESSION:
             require = self._session.get((self._collection.name, shard), GtidSet.EMPTY)
@@ -136,6 +140,8 @@ class QuorumRead(Generic[T]):
             role,
             {number: span.traceparent for number, (_, _, span) in call.legs.items()},
             self._deadline.remaining_s(),
+            self._max_staleness_ms,
+            any(self._shards[number].refresh for number in legs),
         )
         self._tools.budget.earn()
         self._tools.book.sent(node)
@@ -202,6 +208,7 @@ class QuorumRead(Generic[T]):
             )
         if usable is None or reply.value is None:
             shard.reason = f"node {call.node}: {reply.problem or status.name}"
+            shard.refresh = shard.refresh or status is ReplicaStatus.TOO_STALE
             span.end(
                 names.OUTCOME_ERROR if status is not ReplicaStatus.OK else names.OUTCOME_LOST,
                 view.replica_id,
@@ -221,7 +228,7 @@ class QuorumRead(Generic[T]):
 
     def _join(self) -> None:
         """Take part in a summary round that is sent from now on."""
-        if self._freshness is not Freshness.QUORUM:
+        if self._freshness not in (Freshness.QUORUM, Freshness.LINEARIZABLE):
             return
         self._leave()
         self._patience_over = self._impatient = False

@@ -13,6 +13,7 @@ from services.quorum.gtid import GtidSet
 from services.quorum.session import decode_session
 from services.router.catalogue import Catalogue, Collection
 from services.router.identifiers import document_id_problem, parse_passage_id
+from services.router.levels import Level, read_level
 from services.router.search_mode import HYBRID, TWO_STAGE, Ranking, ranking_of
 from services.router.vectors import unit, vector_problem
 from services.runtime.config import RouterConfig
@@ -29,13 +30,6 @@ HITS_MAX = 16_384
 # depth that is 40 hybrid queries in one call.
 CANDIDATES_MAX = 8_192
 
-Level = passage_pb2.ConsistencyLevel
-_LEVELS = {
-    passage_pb2.CONSISTENCY_LEVEL_UNSPECIFIED: passage_pb2.CONSISTENCY_LEVEL_QUORUM,
-    passage_pb2.CONSISTENCY_LEVEL_ONE: passage_pb2.CONSISTENCY_LEVEL_ONE,
-    passage_pb2.CONSISTENCY_LEVEL_SESSION: passage_pb2.CONSISTENCY_LEVEL_SESSION,
-    passage_pb2.CONSISTENCY_LEVEL_QUORUM: passage_pb2.CONSISTENCY_LEVEL_QUORUM,
-}
 Session = dict[tuple[str, int], GtidSet]
 
 
@@ -47,6 +41,8 @@ class Reading:
     level: Level.ValueType
     session: Session
     allow_partial: bool = False
+    max_staleness_ms: int = 0
+    """At level BOUNDED, else 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +104,7 @@ def search_plan(request: router_pb2.SearchRequest, catalogue: Catalogue, limits:
         else:
             raise InvalidArgument("needs a text or a vector", f"queries[{index}]")
         words.append(_words(query, ranking, index, limits.text_bytes_max))
-    reading = Reading(
-        collection, level_of(request.consistency), session_of(request.session_token), request.allow_partial
-    )
+    reading = reading_of(request, collection, allow_partial=request.allow_partial)
     chosen = checked_filter(request, collection)
     return SearchPlan(reading, texts, vectors, words, ranking, request.exact, chosen)
 
@@ -122,9 +116,7 @@ def ask_plan(request: router_pb2.AskRequest, catalogue: Catalogue, limits: Route
     tokens = request.max_tokens or ANSWER_TOKENS_DEFAULT
     if tokens > ANSWER_TOKENS_MAX:
         raise InvalidArgument(f"is {tokens}; an answer has at most {ANSWER_TOKENS_MAX} tokens", "max_tokens")
-    reading = Reading(
-        collection, level_of(request.consistency), session_of(request.session_token), request.allow_partial
-    )
+    reading = reading_of(request, collection, allow_partial=request.allow_partial)
     ranking = _ranking(request, K_ASK_DEFAULT, limits.k_max)
     _check_size(ranking, 1)
     chosen = checked_filter(request, collection)
@@ -145,7 +137,7 @@ def get_plan(request: router_pb2.GetRequest, catalogue: Catalogue, limits: Route
         if isinstance(parsed, str):
             raise InvalidArgument(parsed, f"passage_ids[{index}]")
         passages.append(parsed)
-    reading = Reading(collection, level_of(request.consistency), session_of(request.session_token))
+    reading = reading_of(request, collection, by_id=True)
     return GetPlan(reading, list(request.document_ids), passages, request.include_vectors)
 
 
@@ -246,11 +238,20 @@ def _words(query: router_pb2.Query, ranking: Ranking, index: int, bytes_max: int
     return given or query.text
 
 
-def level_of(given: Level.ValueType) -> Level.ValueType:
-    level = _LEVELS.get(given)
-    if level is None:
-        raise InvalidArgument(f"{given} is not a level; use ONE, SESSION or QUORUM", "consistency")
-    return level
+def reading_of(
+    request: router_pb2.SearchRequest
+    | router_pb2.AskRequest
+    | router_pb2.GetRequest
+    | router_pb2.ListDocumentsRequest
+    | router_pb2.ExportRequest,
+    collection: Collection,
+    *,
+    by_id: bool = False,
+    allow_partial: bool = False,
+) -> Reading:
+    """How fresh a request asks its read to be. Raises InvalidArgument."""
+    level = read_level(request.consistency, request.max_staleness_ms, by_id=by_id)
+    return Reading(collection, level, session_of(request.session_token), allow_partial, request.max_staleness_ms)
 
 
 def session_of(token: bytes) -> Session:

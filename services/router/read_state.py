@@ -29,6 +29,8 @@ class ShardState(Generic[T]):
     given_up: bool = False
     short_of_legs: bool = False
     """A leg failed and was not replaced yet."""
+    refresh: bool = False
+    """Replicas refused as too stale: the next ones asked shall refresh."""
     resting: bool = False
     """Waits for a pause to end."""
 

@@ -10,6 +10,7 @@ from typing import Generic, Protocol, TypeVar
 
 from services.quorum.gtid import GtidSet
 from services.quorum.replica import Summary
+from services.quorum.summary import SummaryRound
 from services.router.node_choice import HedgeBudget, HedgePace, NodeBook
 from services.router.summary_rounds import SummaryRounds
 from services.runtime.clock import Clock
@@ -23,7 +24,10 @@ class Freshness(Enum):
 
     ONE = "one"
     SESSION = "session"
+    BOUNDED = "bounded"
     QUORUM = "quorum"
+    LINEARIZABLE = "linearizable"
+    """As QUORUM, and then written back by `services.router.write_back`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,10 @@ class LegRequest:
     role: str
     traceparents: Mapping[int, str]
     timeout_s: float
+    max_staleness_ms: int = 0
+    """How old the replica's last exchange with enough voters may be; 0: any age."""
+    refresh: bool = False
+    """Whether a replica that is older shall exchange with its peers first."""
 
 
 class LegSender(Protocol[T]):
@@ -88,3 +96,5 @@ class ShardOutcome(Generic[T]):
     retries: int
     reason: str
     """Why there is no reply."""
+    round: SummaryRound | None = None
+    """What the voters said at QUORUM."""

@@ -103,6 +103,7 @@ class Retrieval:
             names.SPAN_SHARD_SEARCH,
             span,
             deadline,
+            reading.max_staleness_ms,
         )
         outcomes = await read.run()
         _count(outcomes, collection.name)
@@ -115,6 +116,7 @@ class Retrieval:
                 reading.level,
                 outcome.reply.value.index_epoch if outcome.reply else "",
                 outcome.reply.value.rows_live if outcome.reply else 0,
+                outcome.reply.value.staleness_ms if outcome.reply else None,
             )
             for outcome in outcomes
         ]

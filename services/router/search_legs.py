@@ -38,6 +38,8 @@ class ShardAnswer:
     rows_live: int
     statistics_age_ms: int = 0
     """Of the oldest corpus statistics that BM25 used."""
+    staleness_ms: int | None = None
+    """Since the replica's last finished exchange with enough voters began."""
 
 
 SearchReply = LegReply[ShardAnswer]
@@ -66,8 +68,9 @@ class _Waiting:
     future: asyncio.Future[Mapping[int, SearchReply]]
 
 
-_Key = tuple[str, str, int, int, bool, bytes, tuple[int, ...]]
-"""Node, collection, depth, mode, exact, filter, shards: legs that differ in one of them are different questions."""
+_Key = tuple[str, str, int, int, bool, bytes, tuple[int, ...], int, bool]
+"""Node, collection, depth, mode, exact, filter, shards, staleness, refresh: legs that differ in one are different
+questions."""
 
 
 @dataclass(slots=True)
@@ -200,7 +203,13 @@ def _part(result: shard_pb2.ShardSearchResult, summary: Summary, start: int, end
         return LegReply(None, summary, f"{name}: {result.message}" if result.message else name)
     if len(result.results) != total:
         return LegReply(None, summary, f"answered {len(result.results)} of {total} queries")
-    answer = ShardAnswer(result.results[start:end], result.index_epoch, result.rows_live, result.statistics_age_ms)
+    answer = ShardAnswer(
+        result.results[start:end],
+        result.index_epoch,
+        result.rows_live,
+        result.statistics_age_ms,
+        result.staleness_ms if result.HasField("staleness_ms") else None,
+    )
     return LegReply(answer, summary)
 
 
@@ -214,6 +223,8 @@ def _key(questions: Questions, request: LegRequest) -> _Key:
         questions.exact,
         chosen,
         tuple(request.require),
+        request.max_staleness_ms,
+        request.refresh,
     )
 
 
@@ -246,6 +257,8 @@ def _message(batch: Sequence[_Waiting], search_wait_ms: int) -> shard_pb2.Search
         leg_role=request.role,
         mode=questions.ranking.mode,
         filter=questions.filter,
+        max_staleness_ms=request.max_staleness_ms,
+        refresh=request.refresh,
     )
     for waiting in batch:
         message.queries.extend(waiting.questions.queries)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import grpc
@@ -13,13 +14,17 @@ from opentelemetry.trace import Span
 from observability import names, spans
 from observability.provenance import documents_json
 from ostraka.v1 import passage_pb2, router_pb2, router_pb2_grpc
-from services.quorum.session import encode_session
+from services.quorum.gtid import GtidSet
+from services.quorum.rows import OpKey
+from services.quorum.session import encode_session, merge_sessions
 from services.quorum.write import Outcome
 from services.router import budget
 from services.router.ask import Asking
-from services.router.catalogue import Catalogue
+from services.router.catalogue import Catalogue, Collection
 from services.router.embedder import Embedder
+from services.router.idempotency import Earlier, KeyedWrites
 from services.router.ingest import Ingest
+from services.router.levels import WriteLevel, meaning
 from services.router.list_legs import PageQuestion
 from services.router.list_request import PAGE_SIZE_MAX, DeletePlan, delete_plan, export_plan, list_plan
 from services.router.listing import Listing
@@ -61,11 +66,13 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         asking: Asking,
         status: Status,
         listing: Listing,
+        keyed: KeyedWrites,
     ) -> None:
         self._config, self._catalogue = config, catalogue
         self._embedder, self._retrieval, self._lookup = embedder, retrieval, lookup
         self._ingest, self._writing, self._asking, self._status = ingest, writing, asking, status
         self._listing = listing
+        self._keyed = keyed
         self._admission = Admission(config.router.calls_inflight_max)
 
     async def Ask(self, request: router_pb2.AskRequest, _context: _Context) -> AsyncIterator[router_pb2.AskEvent]:
@@ -124,17 +131,28 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         with self._admission.admit():
             plan = upsert_plan(request, self._catalogue, self._config.router, self._config.shard.batch_bytes_max)
             deadline = budget.work(current_deadline())
-            prepared = await self._ingest.prepare(plan, deadline)
-            written, seen = await self._writing.write(
-                plan.collection, [document.write for document in prepared], deadline
-            )
+            keys = [document.key for document in plan.documents if document.key is not None]
+            earlier = await self._earlier(plan.collection, keys, plan.level, deadline)
+            fresh = [document for document in plan.documents if document.document_id not in earlier]
+            prepared = await self._ingest.prepare(replace(plan, documents=fresh), deadline) if fresh else []
+            writes = [document.write for document in prepared]
+            written, seen = await self._written(plan.collection, writes, plan.level, deadline)
+            outcomes = {
+                document.write.document.document_id: _document_write(document.write.document, found, document.truncated)
+                for document, found in zip(prepared, written, strict=True)
+            }
+            outcomes |= {
+                document.document_id: _repeated(document.document_id, len(document.passages), earlier)
+                for document in plan.documents
+                if document.document_id in earlier
+            }
             return router_pb2.UpsertResponse(
-                documents=[
-                    _document_write(document.write.document, found, document.truncated)
-                    for document, found in zip(prepared, written, strict=True)
-                ],
-                session_token=encode_session(seen),
+                documents=[outcomes[document.document_id] for document in plan.documents],
+                session_token=encode_session(merge_sessions(seen, _seen(plan.collection, earlier))),
                 trace_id=spans.current_trace_id(),
+                level=plan.level,
+                meaning=meaning(plan.level, plan.collection.members, weak=plan.collection.weak),
+                weak=plan.collection.weak,
             )
 
     async def Delete(self, request: router_pb2.DeleteRequest, _context: _Context) -> router_pb2.DeleteResponse:
@@ -148,16 +166,39 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
             ids, more = plan.document_ids, False
             if plan.filter is not None:
                 ids, more = await self._matching(plan, deadline.share(budget.DELETE_LISTING_SHARE))
-            writes = [Write(Document(document_id, ())) for document_id in ids]
-            written, seen = await self._writing.write(plan.collection, writes, deadline) if writes else ([], {})
+            earlier = await self._earlier(plan.collection, plan.keys, plan.level, deadline)
+            keys = {key.document_id: key for key in plan.keys}
+            writes = [
+                Write(Document(document_id, ()), key=keys.get(document_id))
+                for document_id in ids
+                if document_id not in earlier
+            ]
+            written, seen = await self._written(plan.collection, writes, plan.level, deadline)
+            outcomes = {document_id: _repeated(document_id, 0, earlier) for document_id in earlier}
+            outcomes |= {
+                write.document.document_id: _document_write(write.document, found, ())
+                for write, found in zip(writes, written, strict=True)
+            }
             return router_pb2.DeleteResponse(
-                documents=[
-                    _document_write(write.document, found, ()) for write, found in zip(writes, written, strict=True)
-                ],
-                session_token=encode_session(seen),
+                documents=[outcomes[document_id] for document_id in ids],
+                session_token=encode_session(merge_sessions(seen, _seen(plan.collection, earlier))),
                 trace_id=spans.current_trace_id(),
                 more=more,
+                level=plan.level,
+                meaning=meaning(plan.level, plan.collection.members, weak=plan.collection.weak),
+                weak=plan.collection.weak,
             )
+
+    async def _earlier(
+        self, collection: Collection, keys: Sequence[OpKey], level: WriteLevel.ValueType, deadline: Deadline
+    ) -> Mapping[str, Earlier]:
+        """Earlier attempts of the writes that have a key, by document id."""
+        return await self._keyed.earlier(collection, keys, level, deadline.share(budget.KEYS_SHARE)) if keys else {}
+
+    async def _written(
+        self, collection: Collection, writes: Sequence[Write], level: WriteLevel.ValueType, deadline: Deadline
+    ) -> tuple[list[Written], Mapping[tuple[str, int], GtidSet]]:
+        return await self._writing.write(collection, writes, deadline, level) if writes else ([], {})
 
     async def ListDocuments(
         self, request: router_pb2.ListDocumentsRequest, _context: _Context
@@ -207,6 +248,30 @@ def _describe(span: Span, found: Retrieved) -> None:
     each = max(1, HITS_TRACED_MAX // len(found.results))
     best = [hit.provenance for result in found.results for hit in result.hits[:each]]
     span.set_attributes({names.HITS: hits, names.GEN_AI_DOCUMENTS: documents_json(best[:HITS_TRACED_MAX])})
+
+
+def _repeated(document_id: str, passages: int, earlier: Mapping[str, Earlier]) -> router_pb2.DocumentWrite:
+    found = earlier[document_id].written
+    return router_pb2.DocumentWrite(
+        document_id=document_id,
+        outcome=_OUTCOMES[found.outcome],
+        version=version_to_proto(found.version),
+        acks=found.acks,
+        passages=passages,
+        shard=found.shard,
+        reason=found.reason,
+        repeated_key=True,
+    )
+
+
+def _seen(collection: Collection, earlier: Mapping[str, Earlier]) -> Mapping[tuple[str, int], GtidSet]:
+    """What of the earlier attempts is acknowledged now, for the session token."""
+    seen: dict[tuple[str, int], GtidSet] = {}
+    for found in earlier.values():
+        if found.written.outcome is Outcome.ACKNOWLEDGED:
+            key = (collection.name, found.written.shard)
+            seen[key] = seen.get(key, GtidSet.EMPTY).add(found.gtid)
+    return seen
 
 
 def _document_write(document: Document, found: Written, truncated: Sequence[int]) -> router_pb2.DocumentWrite:

@@ -8,14 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
+from hashlib import blake2b, sha256
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ostraka.v1 import passage_pb2, router_pb2
+from services.quorum.rows import OpKey
 from services.router.catalogue import Catalogue, Collection
 from services.router.identifiers import passage_id
+from services.router.levels import WRITE_QUORUM, WriteLevel, write_level
 from services.router.packing import ROW_OVERHEAD_BYTES
 from services.router.read_request import check_distinct, check_document_id, check_model, check_text
 from services.router.vectors import unit, vector_problem
@@ -26,6 +28,7 @@ from services.runtime.errors import InvalidArgument
 TITLE_BYTES_MAX = 4_096
 SOURCE_BYTES_MAX = 4_096
 METADATA_KEY_BYTES_MAX = 256
+KEY_BYTES_MAX = 128
 
 
 @dataclass(slots=True)
@@ -49,6 +52,8 @@ class DocumentPlan:
     document_id: str
     passages: Sequence[PassagePlan]
     retry_hlc_source: tuple[int, int] | None = None
+    key: OpKey | None = None
+    """How the caller names this write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,7 @@ class UpsertPlan:
 
     collection: Collection
     documents: Sequence[DocumentPlan]
+    level: WriteLevel.ValueType = WRITE_QUORUM
 
 
 def upsert_plan(
@@ -75,7 +81,27 @@ def upsert_plan(
         _document(document, f"documents[{index}]", collection, limits, batch_bytes_max)
         for index, document in enumerate(request.documents)
     ]
-    return UpsertPlan(collection, documents)
+    level = write_level(request.level)
+    if request.idempotency_key:
+        for plan, document in zip(documents, request.documents, strict=True):
+            plan.key = write_key(request.idempotency_key, plan.document_id, _asked(document))
+    return UpsertPlan(collection, documents, level)
+
+
+def write_key(key: str, document_id: str, asked: bytes) -> OpKey:
+    """The key of one document's write; `asked` is what the caller wants written. Raises InvalidArgument."""
+    size = len(key.encode())
+    if size > KEY_BYTES_MAX:
+        raise InvalidArgument(f"is {size} bytes of UTF-8; 1 to {KEY_BYTES_MAX}", "idempotency_key")
+    return OpKey(document_id, key, blake2b(asked, digest_size=16).digest())
+
+
+def _asked(document: router_pb2.NewDocument) -> bytes:
+    """The document as it was asked for, without what only an attempt says of itself."""
+    plain = router_pb2.NewDocument()
+    plain.CopyFrom(document)
+    plain.ClearField("retry_version")
+    return b"upsert" + plain.SerializeToString(deterministic=True)
 
 
 def _document(

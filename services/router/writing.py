@@ -16,11 +16,13 @@ from opentelemetry.trace import Span
 from observability import spans
 from services.quorum.clock import HybridLogicalClock, Version
 from services.quorum.gtid import Gtid, GtidSet
-from services.quorum.rows import HeadRow, PassageRow, WriteBatch
+from services.quorum.members import Members
+from services.quorum.rows import HeadRow, OpKey, PassageRow, WriteBatch
 from services.quorum.write import Outcome
 from services.router.batch_write import BatchWrite
 from services.router.catalogue import Collection
 from services.router.clock_round import quorum_clocks
+from services.router.levels import WRITE_ONE, WRITE_QUORUM, WriteLevel, members_at
 from services.router.node_choice import NodeBook
 from services.router.node_links import NodeLinks
 from services.router.packing import Document, Parcel, pack
@@ -45,6 +47,8 @@ class Write:
     document: Document
     retry_version: Version | None = None
     """Of an uncertain earlier attempt: this is that write."""
+    key: OpKey | None = None
+    """How the caller names this write, so that a repetition is known as one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,8 @@ class _Job:
     before: list[_Job]
     retried: bool
     finished: asyncio.Future[Written]
+    members: Members
+    keys: Sequence[OpKey]
     gtid: Gtid | None = None
 
 
@@ -93,14 +99,22 @@ class Writing:
         self._background = _Background()
 
     async def write(
-        self, collection: Collection, writes: Sequence[Write], deadline: Deadline
+        self,
+        collection: Collection,
+        writes: Sequence[Write],
+        deadline: Deadline,
+        level: WriteLevel.ValueType = WRITE_QUORUM,
     ) -> tuple[list[Written], Mapping[tuple[str, int], GtidSet]]:
         """Outcomes in order, and what was acknowledged, for the session token. Raises ResourceExhausted."""
         parent = spans.current_span()
         shards = [collection.shard_of(write.document.document_id) for write in writes]
-        clocks = await quorum_clocks(self._rounds, collection, set(shards), deadline.share(CLOCK_SHARE), parent)
+        if level == WRITE_ONE:
+            # A quorum may not be there to ask; the level says that such versions follow the clocks alone.
+            clocks: Mapping[int, int] = dict.fromkeys(shards, 0)
+        else:
+            clocks = await quorum_clocks(self._rounds, collection, set(shards), deadline.share(CLOCK_SHARE), parent)
         fresh = self._versions.next(self._clock.wall_ms(), max(clocks.values(), default=0))
-        jobs = self._jobs(writes, shards, clocks, fresh)
+        jobs = self._jobs(collection, level, writes, shards, clocks, fresh)
         of_document = {document_id: job for job in jobs for document_id, _ in job.parcel.heads}
         slots = asyncio.Semaphore(BATCHES_INFLIGHT)
         async with asyncio.TaskGroup() as group:
@@ -127,7 +141,13 @@ class Writing:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _jobs(
-        self, writes: Sequence[Write], shards: Sequence[int], clocks: Mapping[int, int], fresh: Version
+        self,
+        collection: Collection,
+        level: WriteLevel.ValueType,
+        writes: Sequence[Write],
+        shards: Sequence[int],
+        clocks: Mapping[int, int],
+        fresh: Version,
     ) -> list[_Job]:
         """Parcels per shard and version, for the shards whose quorum answered."""
         grouped: dict[tuple[int, Version, bool], list[Document]] = {}
@@ -135,13 +155,16 @@ class Writing:
             if shard in clocks:
                 key = (shard, write.retry_version or fresh, write.retry_version is not None)
                 grouped.setdefault(key, []).append(write.document)
+        keyed = {write.document.document_id: write.key for write in writes if write.key is not None}
         loop = asyncio.get_running_loop()
         jobs: list[_Job] = []
         for (shard, version, retried), documents in grouped.items():
             made: list[_Job] = []
+            members = members_at(collection.members[shard], level)
             for parcel in pack(documents, self._rows_max, self._bytes_max):
                 before = [made[index] for index in parcel.depends]
-                made.append(_Job(shard, version, parcel, before, retried, loop.create_future()))
+                keys = [keyed[document_id] for document_id, _ in parcel.heads if document_id in keyed]
+                made.append(_Job(shard, version, parcel, before, retried, loop.create_future(), members, keys))
             jobs.extend(made)
         return jobs
 
@@ -166,8 +189,10 @@ class Writing:
         sequence = self._sequences[key] = self._sequences.get(key, 0) + 1
         job.gtid = Gtid(self._source, sequence)
         depends = GtidSet.of(*(earlier.gtid for earlier in job.before if earlier.gtid is not None))
-        batch = batch_of(job.parcel, job.gtid, job.version, depends)
-        writing = BatchWrite(self._links, self._book, self._clock, collection, job.shard, batch, self._retry_ms, parent)
+        batch = batch_of(job.parcel, job.gtid, job.version, depends, job.keys)
+        writing = BatchWrite(
+            self._links, self._book, self._clock, collection, job.shard, job.members, batch, self._retry_ms, parent
+        )
         writing.start(deadline)
         try:
             outcome = await writing.decided(deadline)
@@ -202,7 +227,7 @@ class Writing:
             task.add_done_callback(ended)
 
 
-def batch_of(parcel: Parcel, gtid: Gtid, version: Version, depends: GtidSet) -> WriteBatch:
+def batch_of(parcel: Parcel, gtid: Gtid, version: Version, depends: GtidSet, keys: Sequence[OpKey] = ()) -> WriteBatch:
     """The batch that a parcel becomes once it has a number."""
     return WriteBatch(
         gtid,
@@ -213,6 +238,7 @@ def batch_of(parcel: Parcel, gtid: Gtid, version: Version, depends: GtidSet) -> 
         ),
         tuple(HeadRow(document_id, passages, version) for document_id, passages in parcel.heads),
         depends,
+        tuple(keys),
     )
 
 

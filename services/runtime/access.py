@@ -20,7 +20,7 @@ ALLOWED: Mapping[str, frozenset[Role]] = MappingProxyType(
         **_methods(f"{_PACKAGE}.EmbedService", ("Embed", "DescribeModel"), Role.ROUTER, Role.ADMIN),
         **_methods(
             f"{_PACKAGE}.ShardService",
-            ("Summary", "Write", "Search", "GetDocuments", "ListDocuments", "NodeStatus"),
+            ("Summary", "Write", "Search", "GetDocuments", "ListDocuments", "NodeStatus", "Cover", "FindKeys"),
             Role.ROUTER,
             Role.ADMIN,
         ),

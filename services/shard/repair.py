@@ -16,6 +16,7 @@ from observability.logs import logger
 from ostraka.v1 import shard_pb2, shard_pb2_grpc
 from services.quorum.gtid import GtidSet
 from services.quorum.rows import PullBundle
+from services.runtime.clock import SYSTEM_CLOCK, Clock
 from services.runtime.deadline import Deadline
 from services.shard.damage import DamagedRowError, RowName
 from services.shard.engine import Engine, ReplicaFailedError
@@ -50,6 +51,7 @@ class Repair:
         replica: HostedReplica,
         peers: Mapping[str, shard_pb2_grpc.ShardServiceAsyncStub],
         pulls: asyncio.Semaphore,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """`peers`: by node name, without this node. `pulls`: how many bulk pulls the node runs at once."""
         assert replica.engine is not None, "only an open replica is repaired"
@@ -63,6 +65,10 @@ class Repair:
         self._caught_up = asyncio.Event()
         self._unreachable: set[str] = set()
         self._fetches = asyncio.Semaphore(FETCHES_MAX)
+        self._clock = clock
+        self._refreshing = asyncio.Lock()
+        self.exchanged: dict[str, float] = {}
+        """By node, when the last exchange began after which everything the peer had then is here."""
 
     def want(self, gtids: GtidSet) -> None:
         """Pull these soon."""
@@ -94,6 +100,18 @@ class Repair:
                     await self._pull(node, missing, share, mending=False)
             except _RECOVERABLE as error:
                 _LOG.debug("pull failed", replica=self._replica.replica_id, peer=node, error=repr(error))
+
+    async def refresh(self, needed: int, since_s: float, deadline: Deadline) -> None:
+        """Exchange with peers until with `needed` of them one has finished that began after `since_s`, or
+        everyone was asked once. Callers that come together share the exchanges."""
+        try:
+            async with asyncio.timeout(deadline.remaining_s()), self._refreshing:
+                for asked, node in enumerate(sorted(self._peers, key=self._unreachable.__contains__)):
+                    if sum(began_s > since_s for began_s in self.exchanged.values()) >= needed:
+                        return
+                    await self._guarded(self._round(node, deadline.share(1 / (len(self._peers) - asked))))
+        except TimeoutError:
+            return
 
     async def run(self) -> None:
         """Gossip with one peer after the other until cancelled."""
@@ -127,15 +145,21 @@ class Repair:
         finally:
             self._hint.clear()
 
-    async def _round(self, node: str) -> None:
+    async def _round(self, node: str, limit: Deadline | None = None) -> None:
+        """One exchange; with `limit` somebody waits for it: it neither outlasts that nor waits for what may come."""
+        began_s = self._clock.monotonic_s()
         try:
-            theirs = await self._gossip(node)
-            if self._replica.caught_up and theirs.difference(self._engine.view.applied):
+            told = await self._gossip(node, limit)
+            theirs = told or GtidSet.EMPTY
+            if limit is None and self._replica.caught_up and theirs.difference(self._engine.view.applied):
                 await asyncio.sleep(SETTLE_S)
-            missing = theirs.union(self._wanted).difference(self._engine.view.applied)
+            missing = theirs.union(self._wanted if limit is None else GtidSet.EMPTY)
+            missing = missing.difference(self._engine.view.applied)
             if missing:
                 async with self._pulls:
-                    await self._pull(node, missing, Deadline.after_ms(PULL_MS), mending=False)
+                    await self._pull(node, missing, limit or Deadline.after_ms(PULL_MS), mending=False)
+            if told is not None and self._engine.view.applied.issuperset(told):
+                self.exchanged[node] = max(began_s, self.exchanged.get(node, began_s))
             self._wanted = self._wanted.difference(self._engine.view.applied)
             self._heard.add(node)
             self._reachable(node)
@@ -149,7 +173,8 @@ class Repair:
             self._unreachable.discard(node)
             _LOG.info("peer answers again", replica=self._replica.replica_id, peer=node)
 
-    async def _gossip(self, node: str) -> GtidSet:
+    async def _gossip(self, node: str, limit: Deadline | None) -> GtidSet | None:
+        """What the peer has applied; None when it refused."""
         view = self._engine.view
         request = shard_pb2.GossipRequest(
             epoch=self._replica.members.epoch,
@@ -160,9 +185,10 @@ class Repair:
             digest=view.digest_bytes,
             hlc_max=view.hlc_max,
         )
-        reply = await self._peers[node].Gossip(request, timeout=GOSSIP_TIMEOUT_MS / 1_000)
+        longest = Deadline.after_ms(GOSSIP_TIMEOUT_MS) if limit is None else limit.at_most_ms(GOSSIP_TIMEOUT_MS)
+        reply = await self._peers[node].Gossip(request, timeout=longest.remaining_s())
         if reply.status != shard_pb2.REPLICA_STATUS_OK:
-            return GtidSet.EMPTY
+            return None
         theirs = set_from_wire(reply.applied, "applied")
         self.compare(node, theirs, reply.digest, view.applied, view.digest_bytes)
         return theirs

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.quorum.clock import Version
 from services.quorum.gtid import Gtid, GtidSet
 from services.quorum.rows import HeadRow, Op, PassageRow
-from services.shard import schema
+from services.shard import op_keys, schema
 from services.shard.damage import DamagedRowError, RowName
 from services.shard.replica_state import read_state
 from services.shard.store import Database, Row, StoreError
@@ -100,7 +100,11 @@ class RowsReader:
             f"{_OPS} WHERE src = ? AND seq = ?",
             (schema.to_sql(gtid.source), schema.to_sql(gtid.seq)),
         )
-        return None if row is None else _op(row)
+        op = None if row is None else _op(row)
+        try:
+            return None if op is None else replace(op, keys=op_keys.of(self.database, gtid))
+        except op_keys.KeyDamagedError:
+            return None
 
     def ops_of_version(self, version: Version, document_id: str) -> list[Gtid]:
         """The batches that wrote this version of a document. Raises StoreError."""

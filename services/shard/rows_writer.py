@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from services.quorum.clock import Version
 from services.quorum.gtid import Gtid, GtidSet
 from services.quorum.rows import HeadRow, Op, PassageRow, WriteBatch
-from services.shard import chunk_check, duplicates, live_bits, recount, schema
+from services.shard import chunk_check, duplicates, live_bits, op_keys, recount, schema
 from services.shard.analyzer import analyzer
 from services.shard.damage import DamagedRowError, RowName
 from services.shard.lexical_ahead import TermsAhead
@@ -191,6 +191,8 @@ class RowsWriter(RowsReader):
                 self._digest += schema.op_digest(op)
         elif self.op(op.gtid) is None:
             self.database.rows(f"INSERT OR REPLACE {_INTO_OPS}", row)
+        if op.keys:
+            op_keys.put(self.database, op)
 
     def put_state(self, applied_added: GtidSet, hlc_max: int) -> None:
         """Extend the applied set and raise the clock. Raises StoreError."""

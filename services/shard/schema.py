@@ -35,6 +35,11 @@ TABLES: Final = (
         PRIMARY KEY (src, seq)
     ) WITHOUT ROWID""",
     """CREATE INDEX IF NOT EXISTS ops_version ON ops (hlc, version_src)""",
+    """CREATE TABLE IF NOT EXISTS op_keys (
+        document TEXT NOT NULL, key TEXT NOT NULL, content BLOB NOT NULL, src INTEGER NOT NULL, seq INTEGER NOT NULL,
+        hlc INTEGER NOT NULL, version_src INTEGER NOT NULL, sum BLOB NOT NULL, PRIMARY KEY (src, seq, document)
+    ) WITHOUT ROWID""",
+    """CREATE INDEX IF NOT EXISTS op_keys_key ON op_keys (document, key)""",
     """CREATE TABLE IF NOT EXISTS applied (
         src INTEGER NOT NULL, lo INTEGER NOT NULL, hi INTEGER NOT NULL, PRIMARY KEY (src, lo)
     ) WITHOUT ROWID""",

@@ -17,6 +17,7 @@ from services.shard.covering import NotCoveredError, covering, readable
 from services.shard.damage import DamagedRowError, PartDamagedError
 from services.shard.engine import Engine
 from services.shard.filtering import FILTER_FAILURES
+from services.shard.freshness import TooStaleError, fresh_enough
 from services.shard.lexical_search import Scorer
 from services.shard.lexical_view import lexical_parts
 from services.shard.metadata_index import MetadataDamagedError
@@ -51,11 +52,19 @@ class SearchService:
         result = shard_pb2.ShardSearchResult(shard=leg.shard, replica=replica.replica_id)
         repair = self._node.repairs.get((replica.collection, replica.shard))
         try:
+            age_ms = await fresh_enough(
+                replica, repair, self._clock, request.max_staleness_ms, deadline, refresh=request.refresh
+            )
+            if age_ms is not None:
+                result.staleness_ms = age_ms
             view, result.waited = await covering(replica, repair, require, leg.holders, request.wait_ms, deadline)
             await self._search(replica.engine, view, task, deadline, held, result)
             if replica.canary is not None and _is_approximate(request):
                 replica.canary.offer(task.queries, task.k)
             _count(request.collection, task, result)
+        except TooStaleError as error:
+            _fill_view(result, replica.engine.view)
+            result.status, result.message = shard_pb2.REPLICA_STATUS_TOO_STALE, str(error)
         except NotCoveredError as error:
             _fill_view(result, replica.engine.view)
             result.status, result.message = shard_pb2.REPLICA_STATUS_NOT_COVERED, str(error)

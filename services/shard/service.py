@@ -17,11 +17,12 @@ from services.runtime.config import Config
 from services.runtime.deadline import Deadline, current_deadline
 from services.runtime.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from services.runtime.filter_check import condition_of
-from services.shard import codec_service, list_service, pulling, search, statistics_service, status
+from services.shard import codec_service, keys_service, list_service, pulling, search, statistics_service, status
 from services.shard.covering import NotCoveredError, covering, readable, unable
 from services.shard.damage import DamagedRowError
 from services.shard.documents import read_documents
 from services.shard.engine import Engine
+from services.shard.freshness import TooStaleError, fresh_enough
 from services.shard.hosted import HostedReplica
 from services.shard.lexical_queries import LexicalQueries
 from services.shard.lexical_search import lexical_of
@@ -174,7 +175,44 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
                 return str(error)
             return ""
 
-        return await list_service.answer(replica.engine, task, self._pool, cover, deadline)
+        repair = self._node.repairs.get((replica.collection, replica.shard))
+        try:
+            age_ms = await fresh_enough(
+                replica, repair, self._clock, request.max_staleness_ms, deadline, refresh=request.refresh
+            )
+        except TooStaleError as error:
+            return shard_pb2.ListShardDocumentsResponse(
+                status=shard_pb2.REPLICA_STATUS_TOO_STALE, replica=replica.replica_id, message=str(error)
+            )
+        reply = await list_service.answer(replica.engine, task, self._pool, cover, deadline)
+        if age_ms is not None:
+            reply.staleness_ms = age_ms
+        return reply
+
+    async def Cover(
+        self, request: shard_pb2.CoverRequest, _context: Context[shard_pb2.CoverRequest, shard_pb2.CoverResponse]
+    ) -> shard_pb2.CoverResponse:
+        """Have these batches here, durably, pulled when they are not."""
+        return await keys_service.cover(
+            self._replica(request.collection, request.shard),
+            self._node.repairs.get((request.collection, request.shard)),
+            request,
+            current_deadline().minus_ms(ANSWER_MS),
+        )
+
+    async def FindKeys(
+        self,
+        request: shard_pb2.FindKeysRequest,
+        _context: Context[shard_pb2.FindKeysRequest, shard_pb2.FindKeysResponse],
+    ) -> shard_pb2.FindKeysResponse:
+        """Which applied batches carried these idempotency keys."""
+        limit = self._config.router.documents_max
+        return await keys_service.find_keys(
+            self._replica(request.collection, request.shard),
+            self._node.repairs.get((request.collection, request.shard)),
+            request,
+            limit,
+        )
 
     async def Pull(
         self, request: shard_pb2.PullRequest, _context: Context[shard_pb2.PullRequest, shard_pb2.PullResponse]
@@ -316,10 +354,24 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         deadline: Deadline,
     ) -> shard_pb2.GetDocumentsResponse:
         reply = shard_pb2.GetDocumentsResponse(replica=replica.replica_id)
+        ids, with_vectors, with_batches = list(request.document_ids), request.include_vectors, request.include_batches
+        repair = self._node.repairs.get((replica.collection, replica.shard))
+        batches = GtidSet.EMPTY
         try:
+            age_ms = await fresh_enough(
+                replica, repair, self._clock, request.max_staleness_ms, deadline, refresh=request.refresh
+            )
+            if age_ms is not None:
+                reply.staleness_ms = age_ms
             await self._cover(replica, require, request.holders, request.wait_ms, deadline)
-            ids, with_vectors = list(request.document_ids), request.include_vectors
-            applied, found = await self._pool.run(lambda _: read_documents(engine.readers, ids, with_vectors), deadline)
+            applied, found, batches = await self._pool.run(
+                lambda _: read_documents(engine.readers, ids, with_vectors, with_batches), deadline
+            )
+            if with_batches and engine.ledger.ops:
+                batches = applied  # some batch is not remembered: the whole view stands for it
+        except TooStaleError as error:
+            reply.status, reply.message = shard_pb2.REPLICA_STATUS_TOO_STALE, str(error)
+            applied, found = engine.view.applied, []
         except NotCoveredError as error:
             reply.status, reply.message = shard_pb2.REPLICA_STATUS_NOT_COVERED, str(error)
             applied, found = engine.view.applied, []
@@ -339,4 +391,6 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         reply.view.CopyFrom(set_to_wire(applied))
         reply.index_epoch = index_epoch(engine.view.parts, applied)
         reply.documents.extend(found)
+        if batches:
+            reply.batches.CopyFrom(set_to_wire(batches))
         return reply

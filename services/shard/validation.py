@@ -10,18 +10,21 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from ostraka.v1 import passage_pb2, shard_pb2
-from services.quorum.rows import HeadRow, PassageRow, WriteBatch
+from services.quorum.rows import HeadRow, OpKey, PassageRow, WriteBatch
 from services.runtime.config import ShardConfig
 from services.shard.wire import (
     WireError,
     gtid_from_wire,
     head_from_wire,
+    key_from_wire,
     passage_from_wire,
     set_from_wire,
     version_from_wire,
 )
 
 DOCUMENT_ID_BYTES_MAX = 512
+KEY_BYTES_MAX = 128
+KEY_CONTENT_BYTES = 16
 NORM_TOLERANCE = 0.01
 """A unit vector rounded to float16 is off by less than this, at any dimension we accept."""
 PASSAGES_MAX = 1 << 20
@@ -49,7 +52,9 @@ def batch_of(request: shard_pb2.WriteRequest, dim: int, config: ShardConfig) -> 
     _check_whole(passages, heads, depends=bool(depends))
     if gtid in depends:
         raise WireError("depends", "a batch cannot depend on itself")
-    return WriteBatch(gtid, version, passages, heads, depends)
+    keys = tuple(map(key_from_wire, request.keys))
+    _check_keys(keys, heads)
+    return WriteBatch(gtid, version, passages, heads, depends, keys)
 
 
 def check_document_id(document_id: str, field: str) -> None:
@@ -141,6 +146,24 @@ def _check_heads(heads: Sequence[HeadRow]) -> None:
         seen.add(head.document_id)
         if head.passages > PASSAGES_MAX:
             raise WireError(f"{field}.passages", f"must be at most {PASSAGES_MAX}")
+
+
+def _check_keys(keys: Sequence[OpKey], heads: Sequence[HeadRow]) -> None:
+    completed = {head.document_id for head in heads}
+    for number, key in enumerate(keys):
+        field = f"keys[{number}]"
+        if key.document_id not in completed:
+            raise WireError(f"{field}.document_id", "names a document whose head is not in the batch, or twice")
+        completed.discard(key.document_id)
+        check_key(key, field)
+        if len(key.content) != KEY_CONTENT_BYTES:
+            raise WireError(f"{field}.content", f"must be {KEY_CONTENT_BYTES} bytes, not {len(key.content)}")
+
+
+def check_key(key: OpKey, field: str) -> None:
+    """Raises WireError for a key that is empty or too long."""
+    if not 1 <= len(key.key.encode()) <= KEY_BYTES_MAX:
+        raise WireError(f"{field}.key", f"must be 1 to {KEY_BYTES_MAX} bytes in UTF-8")
 
 
 def _check_whole(passages: Sequence[PassageRow], heads: Sequence[HeadRow], *, depends: bool) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from ostraka.v1 import passage_pb2, shard_pb2
 from services.quorum.clock import Version
 from services.quorum.gtid import Gtid, GtidSet
-from services.quorum.rows import DocumentState, HeadRow, Op, PassageRow, PullBundle
+from services.quorum.rows import DocumentState, HeadRow, Op, OpKey, PassageRow, PullBundle
 from services.quorum.status import ReplicaStatus
 
 
@@ -94,6 +94,14 @@ def head_from_wire(message: shard_pb2.HeadRow, version: Version | None = None) -
     return HeadRow(message.document_id, message.passages, own)
 
 
+def key_to_wire(key: OpKey) -> shard_pb2.IdempotencyKey:
+    return shard_pb2.IdempotencyKey(document_id=key.document_id, key=key.key, content=key.content)
+
+
+def key_from_wire(message: shard_pb2.IdempotencyKey) -> OpKey:
+    return OpKey(message.document_id, message.key, message.content)
+
+
 def bundle_to_wire(bundle: PullBundle, view: GtidSet) -> shard_pb2.PullResponse:
     return shard_pb2.PullResponse(
         covers=set_to_wire(bundle.covers),
@@ -110,6 +118,7 @@ def bundle_to_wire(bundle: PullBundle, view: GtidSet) -> shard_pb2.PullResponse:
                 version=version_to_wire(op.version),
                 document_ids=op.document_ids,
                 content=op.content,
+                keys=[key_to_wire(key) for key in op.keys],
             )
             for op in bundle.ops
         ],
@@ -125,7 +134,13 @@ def bundle_from_wire(message: shard_pb2.PullResponse, dim: int) -> PullBundle:
         for entry in message.documents
     )
     ops = tuple(
-        Op(gtid_from_wire(entry.gtid), version_from_wire(entry.version), tuple(entry.document_ids), entry.content)
+        Op(
+            gtid_from_wire(entry.gtid),
+            version_from_wire(entry.version),
+            tuple(entry.document_ids),
+            entry.content,
+            tuple(map(key_from_wire, entry.keys)),
+        )
         for entry in message.ops
     )
     return PullBundle(

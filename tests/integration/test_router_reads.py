@@ -16,9 +16,10 @@ from services.quorum.session import decode_session
 from services.quorum.status import ReplicaStatus
 from services.quorum.write import Outcome
 from services.router.identifiers import passage_id
+from services.router.levels import Level
 from services.router.lookup import Lookup
 from services.router.packing import Document, Row
-from services.router.read_request import GetPlan, Level, Reading, Session
+from services.router.read_request import GetPlan, Reading, Session
 from services.router.retrieval import Retrieval, Retrieved, Wanted, retrieval_span
 from services.router.search_mode import LEXICAL, Ranking
 from services.router.vectors import half_rows

@@ -19,6 +19,7 @@ from services.router.ask import Asking
 from services.router.catalogue import Catalogue
 from services.router.embedder import Embedder, chunked
 from services.router.generation import Generation
+from services.router.idempotency import KeyedWrites
 from services.router.ingest import Ingest
 from services.router.listing import Listing
 from services.router.lookup import Lookup
@@ -26,6 +27,7 @@ from services.router.readiness import wait_until_ready
 from services.router.retrieval import Retrieval
 from services.router.service import RouterServicer
 from services.router.status import Status
+from services.router.write_back import WriteBack
 from services.runtime.channel import ChannelPool, open_channel
 from services.runtime.clock import SYSTEM_CLOCK
 from services.runtime.errors import FailedPrecondition, InvalidArgument, MeshError, Unavailable, from_rpc_error
@@ -156,6 +158,7 @@ async def door(tmp_path: Path, traces: Recording) -> AsyncIterator[Door]:
             Asking(config, embedder, retrieval, Generation(generator)),
             Status(catalogue, mesh.links, (("embed", embed), ("generator", generator)), embedder),
             Listing(mesh.links, mesh.reader, mesh.tools),
+            KeyedWrites(mesh.links, WriteBack(mesh.links, mesh.config.router.search_wait_ms)),
         )
         server = await MeshServer.start(
             config,

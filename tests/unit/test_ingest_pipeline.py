@@ -13,7 +13,7 @@ from ostraka.documents import NewDocument
 from ostraka.errors import InvalidRequest, OstrakaError, Unavailable
 from ostraka.ingest.checkpoint import Checkpoint, CheckpointError, checkpoint_path, forget
 from ostraka.ingest.pipeline import IngestLimits, IngestReport, ingest, total_bytes
-from ostraka.results import DocumentWrite, Outcome, Version, WriteResult
+from ostraka.results import DocumentWrite, Outcome, Version, WriteLevel, WriteResult
 
 LIMITS = IngestLimits(passages_batch=3, documents_batch=2, upserts_inflight=2)
 
@@ -39,10 +39,12 @@ class Mesh:
         documents: Iterable[NewDocument],
         *,
         collection: str | None = None,
+        level: WriteLevel = WriteLevel.QUORUM,
         timeout_s: float | None = None,
         check: bool = True,
     ) -> WriteResult:
         assert (collection, check) == ("docs", False)
+        assert level is WriteLevel.QUORUM
         ids = [document.document_id for document in documents]
         self.batches.append(ids)
         self.inflight += 1

@@ -242,8 +242,12 @@ def passage(text: str = "text", **more: object) -> router_pb2.NewPassage:
     return router_pb2.NewPassage(text=text, **more)  # type: ignore[arg-type]  # fields chosen by the test
 
 
-def upsert(*documents: router_pb2.NewDocument, **more: str) -> router_pb2.UpsertRequest:
-    return router_pb2.UpsertRequest(collection="docs", documents=documents, **more)
+def upsert(*documents: router_pb2.NewDocument, **more: object) -> router_pb2.UpsertRequest:
+    return router_pb2.UpsertRequest(
+        collection="docs",
+        documents=documents,
+        **more,  # type: ignore[arg-type]
+    )
 
 
 def new(document_id: str = "d", *passages: router_pb2.NewPassage, **more: object) -> router_pb2.NewDocument:
