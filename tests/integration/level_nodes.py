@@ -69,9 +69,9 @@ class LevelRouter:
             for name, node in nodes.items()
         }
         self.config, self.links, self.book = config, NodeLinks(links), NodeBook(NODES)
-        reader = SetReader()
-        self.rounds = SummaryRounds(self.links, self.book, reader, SYSTEM_CLOCK, 256)
-        tools = ReadTools(self.rounds, self.book, HedgeBudget(), HedgePace(), config.router, SYSTEM_CLOCK)
+        reader, pace = SetReader(), HedgePace()
+        self.rounds = SummaryRounds(self.links, self.book, reader, SYSTEM_CLOCK, 256, pace)
+        tools = ReadTools(self.rounds, self.book, HedgeBudget(), pace, config.router, SYSTEM_CLOCK)
         self.legs = SearchLegs(self.links, reader, config.router.search_wait_ms)
         self.writing = Writing(config, self.links, self.book, self.rounds, SYSTEM_CLOCK, source)
         catalogue = Catalogue.of(config, topology_file.load(config))
