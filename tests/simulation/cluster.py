@@ -19,7 +19,7 @@ CONVERGE_US = 4_000 * MS
 CLIENTS = 5
 ROUTERS = 2
 DOCUMENTS = tuple(f"doc-{number}" for number in range(8))
-CONFIGS = ("3/2/2", "3/1/3", "2/1/2", "5/3/3")
+CONFIGS = ("3/2/2", "3/1/3", "2/1/2", "5/3/3", "5/2/4")
 
 
 @dataclass(frozen=True, slots=True)
