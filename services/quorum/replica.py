@@ -6,6 +6,8 @@ Invariants (checked here and by the simulator):
 - I2: the applied set, the clock and every head only grow, and change in one transaction with the rows.
 - The applied set is published (`committed`) only after the transaction is durable, together with the view.
 - A batch is applied only when the batches it depends on are, so a head never arrives before its passages.
+- The epoch is raised only by a fence or by a record that was read, in a transaction of its own place in the writer's
+  order: what was accepted before it is in the set that a fence answers with, and nothing of an older epoch follows.
 - The live rows are a function of the applied set alone: equal sets mean equal rows, and a session that saw a row holds
   a token that demands it. A pull therefore never ships a head without covering the batch that wrote it.
 """
@@ -68,6 +70,9 @@ class ReplicaStore(ReplicaRows, Protocol):
     def put_state(self, applied_added: GtidSet, hlc_max: int) -> None:
         """Extend the applied set and raise the clock."""
 
+    def put_epoch(self, epoch: int, frozen: bool) -> None:
+        """Remember which epoch this replica is in, and whether it is frozen there."""
+
 
 @dataclass(frozen=True, slots=True)
 class ReplicaLimits:
@@ -89,7 +94,10 @@ class Summary:
 
 
 class ReplicaCore:
-    """The protocol state of one replica: its epoch, applied set and clock."""
+    """The protocol state of one replica: its epoch, applied set and clock.
+
+    `epoch`, `frozen`: as stored when it was opened, or of the record that was read then if that is newer.
+    """
 
     def __init__(
         self,
@@ -98,12 +106,24 @@ class ReplicaCore:
         applied: GtidSet,
         hlc_max: int,
         limits: ReplicaLimits | None = None,
+        frozen: bool = False,
     ) -> None:
         self.replica_id = replica_id
-        self.epoch = epoch
+        self._place = (epoch, frozen)
+        self._place_staged = self._place
         self._limits = limits or ReplicaLimits()
         self._published = (applied, hlc_max)
         self._staged = self._published
+
+    @property
+    def epoch(self) -> int:
+        """The epoch this replica is durably in."""
+        return self._place[0]
+
+    @property
+    def frozen(self) -> bool:
+        """Whether it refuses quorum reads and writes until it has read a newer record. Repair goes on."""
+        return self._place[1]
 
     @property
     def applied(self) -> GtidSet:
@@ -125,14 +145,36 @@ class ReplicaCore:
         return Summary(self.replica_id, self.epoch_status(epoch), applied, hlc_max, self.epoch)
 
     def epoch_status(self, epoch: int) -> ReplicaStatus:
-        """Whether a request of this epoch may be served."""
-        if epoch < self.epoch:
+        """Whether a quorum request of this epoch may be served.
+
+        A greater epoch is not believed on sight: whoever names it may know of members that this replica does not.
+        """
+        return _status_in(self._place, epoch)
+
+    def fence(self, epoch: int, store: ReplicaStore) -> ReplicaStatus:
+        """Freeze at `epoch`, inside a transaction; staged until `committed`, and only then to be answered.
+
+        The applied set published with it, or later, holds all that was accepted in older epochs. Refused if this
+        replica is in a newer epoch (STALE_EPOCH) or active in this very one (INVALID).
+        """
+        held, frozen = self._place_staged
+        if epoch < held:
             return ReplicaStatus.STALE_EPOCH
-        return ReplicaStatus.STALE_TOPOLOGY if epoch > self.epoch else ReplicaStatus.OK
+        if epoch == held:
+            return ReplicaStatus.OK if frozen else ReplicaStatus.INVALID
+        self._move(epoch, True, store)
+        return ReplicaStatus.OK
+
+    def learn(self, epoch: int, frozen: bool, store: ReplicaStore) -> bool:
+        """Take over the epoch of a topology record that was read, inside a transaction; False if it is not newer."""
+        if epoch <= self._place_staged[0]:
+            return False
+        self._move(epoch, frozen, store)
+        return True
 
     def admit(self, batch: WriteBatch, epoch: int, now_ms: int) -> ReplicaStatus:
         """Whether a batch is worth queueing; the answer is checked again inside the transaction."""
-        return self._check(batch, epoch, now_ms, self.applied)
+        return self._check(batch, self.epoch_status(epoch), now_ms, self.applied)
 
     def apply(self, batches: Sequence[tuple[WriteBatch, int]], now_ms: int, store: ReplicaStore) -> list[ReplicaStatus]:
         """Apply (batch, epoch) pairs in order inside one transaction; refused ones change nothing.
@@ -144,7 +186,7 @@ class ReplicaCore:
         before = applied
         answers: list[ReplicaStatus] = []
         for batch, epoch in batches:
-            status = self._check(batch, epoch, now_ms, applied)
+            status = self._check(batch, _status_in(self._place_staged, epoch), now_ms, applied)
             if status is ReplicaStatus.OK:
                 status = self._against_rows(batch, applied, store)
             answers.append(status)
@@ -169,11 +211,14 @@ class ReplicaCore:
     def committed(self) -> None:
         """The transaction is durable: publish what it staged, together with the view."""
         assert self._staged[0].issuperset(self._published[0])
+        assert self._place_staged[0] >= self._place[0]
         self._published = self._staged
+        self._place = self._place_staged
 
     def aborted(self) -> None:
         """The transaction was rolled back: forget what it staged."""
         self._staged = self._published
+        self._place_staged = self._place
 
     def pull(
         self, want: GtidSet, store: ReplicaRows, documents_max: int = 256, have: GtidSet = GtidSet.EMPTY
@@ -198,8 +243,7 @@ class ReplicaCore:
         if bundle.ops:
             yield bundle.build(hlc_max)
 
-    def _check(self, batch: WriteBatch, epoch: int, now_ms: int, applied: GtidSet) -> ReplicaStatus:
-        status = self.epoch_status(epoch)
+    def _check(self, batch: WriteBatch, status: ReplicaStatus, now_ms: int, applied: GtidSet) -> ReplicaStatus:
         if status is not ReplicaStatus.OK or batch.gtid in applied:
             return status
         at_ms = physical_ms(batch.version.hlc)
@@ -252,11 +296,23 @@ class ReplicaCore:
         if kept:
             store.put_passages(kept)
 
+    def _move(self, epoch: int, frozen: bool, store: ReplicaStore) -> None:
+        store.put_epoch(epoch, frozen)
+        self._place_staged = (epoch, frozen)
+
     def _stage(self, applied: GtidSet, hlc_max: int, before: GtidSet, store: ReplicaStore) -> None:
         added = applied.difference(before)
         if added or hlc_max > self._staged[1]:
             store.put_state(added, hlc_max)
         self._staged = (applied, hlc_max)
+
+
+def _status_in(place: tuple[int, bool], epoch: int) -> ReplicaStatus:
+    """What a replica in that epoch, frozen or not, says to a quorum request of `epoch`."""
+    held, frozen = place
+    if epoch < held:
+        return ReplicaStatus.STALE_EPOCH
+    return ReplicaStatus.STALE_TOPOLOGY if epoch > held or frozen else ReplicaStatus.OK
 
 
 def _replaces(head: HeadRow, current: HeadRow | None) -> bool:

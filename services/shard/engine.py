@@ -30,6 +30,7 @@ from services.shard.lexical_search import Lexical, lexical_of
 from services.shard.loading import load_view, remove_strays
 from services.shard.metadata_index import MetadataIndex
 from services.shard.readers import Readers
+from services.shard.replica_state import read_epoch
 from services.shard.rows_reader import RowsReader
 from services.shard.rows_writer import RowsWriter
 from services.shard.segment import Segment
@@ -110,7 +111,15 @@ class Engine:
         for reason in repaired:
             self.ledger.add_repaired(f"derived anew from the rows: {reason}")
         limits = ReplicaLimits(write_age_ms=config.write_age_ms_max, clock_skew_ms=config.clock_skew_ms_max)
-        self.core = ReplicaCore(replica_id, epoch, loaded.view.applied, loaded.view.hlc_max, limits)
+        stored, frozen = read_epoch(self._database)
+        self.core = ReplicaCore(
+            replica_id,
+            max(epoch, stored),
+            loaded.view.applied,
+            loaded.view.hlc_max,
+            limits,
+            frozen=frozen and stored >= epoch,
+        )
         self._read_only = ""
         self._failure = ""
         self.readers = Readers(directory / DATABASE_FILE, kept=8)

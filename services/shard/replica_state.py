@@ -10,10 +10,12 @@ import hashlib
 import struct
 from dataclasses import dataclass
 
-from services.shard.store import Database
+from services.shard.store import Database, StoreError
 
 STATE_KEY = "state"
+EPOCH_KEY = "epoch"
 _LAYOUT = struct.Struct(">16sQQQ8s")
+_EPOCH_LAYOUT = struct.Struct(">Q?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,27 @@ def read_state(database: Database) -> ReplicaState | None:
 def write_state(database: Database, state: ReplicaState) -> None:
     """Store the state, in the caller's transaction. Raises StoreError."""
     database.rows("INSERT OR REPLACE INTO meta (k, v) VALUES (?, ?)", (STATE_KEY, state.to_bytes()))
+
+
+def read_epoch(database: Database) -> tuple[int, bool]:
+    """The epoch this replica was fenced at or has read, and whether it is frozen; (0, False) if neither ever happened.
+
+    Raises StoreError when it fails its checksum: a replica that forgot a fence could acknowledge what nobody reads.
+    """
+    row = database.first("SELECT v FROM meta WHERE k = ?", (EPOCH_KEY,))
+    if row is None:
+        return 0, False
+    data = row[0]
+    if not isinstance(data, bytes) or data[_EPOCH_LAYOUT.size :] != _sum(data[: _EPOCH_LAYOUT.size]):
+        raise StoreError("the stored epoch fails its checksum; replace this replica under a new id")
+    epoch, frozen = _EPOCH_LAYOUT.unpack(data[: _EPOCH_LAYOUT.size])
+    return int(epoch), bool(frozen)
+
+
+def write_epoch(database: Database, epoch: int, frozen: bool) -> None:
+    """Store the epoch, in the caller's transaction. Raises StoreError."""
+    body = _EPOCH_LAYOUT.pack(epoch, frozen)
+    database.rows("INSERT OR REPLACE INTO meta (k, v) VALUES (?, ?)", (EPOCH_KEY, body + _sum(body)))
 
 
 def _sum(body: bytes) -> bytes:

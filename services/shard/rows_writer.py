@@ -22,7 +22,7 @@ from services.shard.damage import DamagedRowError, RowName
 from services.shard.lexical_ahead import TermsAhead
 from services.shard.live_bits import LiveBitsWriter
 from services.shard.metadata_index import MetadataIndex
-from services.shard.replica_state import ReplicaState, read_state, write_state
+from services.shard.replica_state import ReplicaState, read_state, write_epoch, write_state
 from services.shard.rows_reader import RowsReader, passage_of
 from services.shard.store import Database, StoreCorruptError
 from services.shard.view import DIGEST_MODULUS, Change
@@ -193,6 +193,10 @@ class RowsWriter(RowsReader):
             self.database.rows(f"INSERT OR REPLACE {_INTO_OPS}", row)
         if op.keys:
             op_keys.put(self.database, op)
+
+    def put_epoch(self, epoch: int, frozen: bool) -> None:
+        """Remember the epoch. Raises StoreError."""
+        write_epoch(self.database, epoch, frozen)
 
     def put_state(self, applied_added: GtidSet, hlc_max: int) -> None:
         """Extend the applied set and raise the clock. Raises StoreError."""

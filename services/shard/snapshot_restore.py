@@ -222,6 +222,8 @@ def _rename_replica(path: Path, manifest: ShardManifest, replica_id: str) -> Non
             raise SnapshotDamagedError(f"{path.name} of replica {manifest.replica}: not the state in the manifest")
         database.begin()
         database.rows("UPDATE meta SET v = ? WHERE k = 'replica_id'", (replica_id,))
+        # Another replica's fence says nothing of this one, which never voted.
+        database.rows("DELETE FROM meta WHERE k = 'epoch'")
         database.commit()
     finally:
         database.close()  # the last connection moves the log into the file and removes it

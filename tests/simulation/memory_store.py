@@ -21,6 +21,7 @@ class DurableRows:
         self.writers: dict[tuple[Version, str], list[Gtid]] = {}
         self.applied_set = GtidSet.EMPTY
         self.hlc_max = 0
+        self.epoch: tuple[int, bool] | None = None
 
     def head(self, document_id: str) -> HeadRow | None:
         return self.heads.get(document_id)
@@ -104,6 +105,9 @@ class Transaction(DurableRows):
         self.applied_set = self.applied_set.union(applied_added)
         self.hlc_max = max(self.hlc_max, hlc_max)
 
+    def put_epoch(self, epoch: int, frozen: bool) -> None:
+        self.epoch = (epoch, frozen)
+
     def commit(self) -> None:
         """Everything becomes durable in one step."""
         base = self._base
@@ -116,3 +120,4 @@ class Transaction(DurableRows):
                     base.writers.setdefault((op.version, document_id), []).append(gtid)
         base.applied_set = base.applied_set.union(self.applied_set)
         base.hlc_max = max(base.hlc_max, self.hlc_max)
+        base.epoch = self.epoch or base.epoch

@@ -274,3 +274,77 @@ def test_statuses_are_those_of_the_contract() -> None:
         if number != shard_pb2.REPLICA_STATUS_UNSPECIFIED
     }
     assert {status.name: status.value for status in ReplicaStatus} == contract
+
+
+def fence(replica: Replica, epoch: int) -> ReplicaStatus:
+    store = Transaction(replica.rows)
+    status = replica.core.fence(epoch, store)
+    store.commit()
+    replica.core.committed()
+    return status
+
+
+def learn(replica: Replica, epoch: int, frozen: bool) -> bool:
+    store = Transaction(replica.rows)
+    learned = replica.core.learn(epoch, frozen, store)
+    store.commit()
+    replica.core.committed()
+    return learned
+
+
+def test_a_fenced_replica_serves_neither_epoch_until_it_has_read_the_record() -> None:
+    replica = Replica()
+    assert replica.core.epoch_status(2) is ReplicaStatus.STALE_TOPOLOGY, "not believed on sight"
+    assert replica.core.epoch == 1
+    assert fence(replica, 2) is OK
+    assert fence(replica, 2) is OK, "a fence may be repeated"
+    assert replica.rows.epoch == (2, True)
+    for epoch, status in ((1, "STALE_EPOCH"), (2, "STALE_TOPOLOGY"), (3, "STALE_TOPOLOGY")):
+        assert replica.core.summary(epoch).status.name == status
+        assert replica.apply(document(1, "a", 1, 1), epoch=epoch)[0].name == status
+    assert learn(replica, 3, frozen=False)
+    assert replica.core.summary(3).status is OK
+    assert replica.apply(document(1, "a", 1, 1), epoch=3) == [OK]
+
+
+def test_the_epoch_never_goes_back() -> None:
+    replica = Replica()
+    assert fence(replica, 1) is ReplicaStatus.INVALID, "epoch 1 is active"
+    assert learn(replica, 5, frozen=False)
+    assert fence(replica, 4) is ReplicaStatus.STALE_EPOCH
+    assert not learn(replica, 5, frozen=True)
+    assert (replica.core.epoch, replica.core.frozen) == (5, False)
+
+
+def test_a_fence_between_receipt_and_commit_refuses_what_follows_and_shows_what_came_before() -> None:
+    replica = Replica()
+    first, second = document(1, "a", 1, 1), document(2, "b", 2, 1)
+    assert replica.core.admit(first, 1, NOW_MS) is OK
+    assert replica.core.admit(second, 1, NOW_MS) is OK
+    store = Transaction(replica.rows)
+    assert replica.core.apply([(first, 1)], NOW_MS, store) == [OK]
+    assert replica.core.fence(2, store) is OK
+    assert replica.core.apply([(second, 1)], NOW_MS, store) == [ReplicaStatus.STALE_EPOCH]
+    assert replica.core.epoch == 1, "not before it is durable"
+    store.commit()
+    replica.core.committed()
+    assert (replica.core.epoch, replica.core.frozen) == (2, True)
+    assert replica.core.applied == GtidSet.of(first.gtid)
+
+
+def test_a_fence_that_was_rolled_back_never_happened() -> None:
+    replica = Replica()
+    assert replica.core.fence(2, Transaction(replica.rows)) is OK
+    replica.core.aborted()
+    assert (replica.core.epoch, replica.core.frozen, replica.rows.epoch) == (1, False, None)
+    assert replica.apply(document(1, "a", 1, 1)) == [OK]
+
+
+def test_repair_goes_on_while_frozen() -> None:
+    source, target = Replica(), Replica()
+    source.apply(document(1, "a", 1, 1))
+    fence(source, 2)
+    fence(target, 2)
+    for bundle in source.core.pull(GtidSet.of(Gtid(1, 1)), source.rows):
+        target.merge(bundle)
+    assert target.core.applied == source.core.applied

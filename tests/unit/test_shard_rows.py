@@ -14,9 +14,10 @@ from services.quorum.rows import HeadRow, Op
 from services.shard import opening, recount, schema
 from services.shard.damage import DamagedRowError
 from services.shard.readers import Readers
+from services.shard.replica_state import read_epoch
 from services.shard.rows_reader import RowsReader
 from services.shard.rows_writer import RowsWriter
-from services.shard.store import Database, StoreCorruptError, StoreFullError
+from services.shard.store import Database, StoreCorruptError, StoreError, StoreFullError
 from tests.unit.shard_rows import DIM, SOURCE, passage, version
 
 U64 = st.integers(0, (1 << 64) - 1)
@@ -183,3 +184,18 @@ def test_a_full_file_is_told_apart_from_a_broken_one(tmp_path: Path, rows: RowsW
 def test_a_database_of_another_replica_is_refused(rows: RowsWriter) -> None:
     with pytest.raises(StoreCorruptError, match="replica_id"):
         opening.prepare(rows.database, "r2")
+
+
+def test_a_fence_is_remembered_with_its_transaction_alone(rows: RowsWriter) -> None:
+    assert read_epoch(rows.database) == (0, False)
+    rows.begin(1)
+    rows.put_epoch(2, True)
+    rows.rollback()
+    assert read_epoch(rows.database) == (0, False)
+    rows.begin(1)
+    rows.put_epoch(2, True)
+    rows.commit()
+    assert read_epoch(rows.database) == (2, True)
+    rows.database.rows("UPDATE meta SET v = zeroblob(17) WHERE k = 'epoch'")
+    with pytest.raises(StoreError, match="replace this replica under a new id"):
+        read_epoch(rows.database)
