@@ -1,8 +1,7 @@
 """The topology record of one shard: who its members are in which epoch, and the change under way.
 
 The record is the only recovery state of a reconfiguration: whatever a controller knew beyond it can be learned again.
-ACTIVE serves; FROZEN neither reads nor writes
-at quorum, and says which members follow.
+ACTIVE serves; FROZEN neither reads nor writes at quorum, and says which members follow.
 """
 
 from __future__ import annotations
