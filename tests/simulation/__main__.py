@@ -35,7 +35,8 @@ def main() -> int:
     checks = Counter(violation.check for result in results for violation in result.violations)
     print(
         f"{len(results)} seeds, {sum(result.searches for result in results)} searches, "
-        f"{sum(result.acked for result in results)} acknowledged writes, {len(bad)} bad seeds, "
+        f"{sum(result.acked for result in results)} acknowledged writes, "
+        f"{sum(result.changes for result in results)} changes of members, {len(bad)} bad seeds, "
         f"violations {dict(sorted(checks.items()))}, {time.process_time() - started:.1f} s CPU"
     )
     return 1 if bad else 0

@@ -173,6 +173,8 @@ def _check_order(documents: Mapping[str, Sequence[Write]], acked: Mapping[str, _
 
 
 def _check_final(history: History, documents: Mapping[str, Sequence[Write]]) -> Iterator[Violation]:
+    if history.frozen:
+        yield Violation("C4", "the shard did not get its members back after healing")
     for states in history.views.values():
         if len(states) > 1:
             yield Violation("C4", f"{' and '.join(states.values())} published different rows with equal applied sets")

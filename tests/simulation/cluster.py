@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from services.quorum.members import Members, ReplicaRef
+from services.quorum.members import Members
+from services.quorum.shard_record import ShardRecord
 from tests.simulation.checker import check
 from tests.simulation.client import Client
-from tests.simulation.faults import Nemesis
+from tests.simulation.controlling import SimController
 from tests.simulation.history import History, Violation
+from tests.simulation.membership import MemberNemesis, World, members_record
 from tests.simulation.network import Network
-from tests.simulation.replica import EPOCH, SimReplica
+from tests.simulation.replica import SimReplica
 from tests.simulation.router import SimRouter
 from tests.simulation.timeline import MS, Timeline
 
@@ -18,6 +21,7 @@ FAULTS_US = 3_000 * MS
 CONVERGE_US = 4_000 * MS
 CLIENTS = 5
 ROUTERS = 2
+CONTROLLERS = 2
 DOCUMENTS = tuple(f"doc-{number}" for number in range(8))
 CONFIGS = ("3/2/2", "3/1/3", "2/1/2", "5/3/3", "5/2/4")
 
@@ -28,7 +32,9 @@ class Parts:
 
     replica: type[SimReplica] = SimReplica
     router: type[SimRouter] = SimRouter
+    controller: type[SimController] = SimController
     config: str | None = None
+    record: Callable[[str], ShardRecord] = members_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +45,7 @@ class Result:
     config: str
     searches: int
     acked: int
+    changes: int
     violations: list[Violation]
 
     def command(self) -> str:
@@ -48,39 +55,46 @@ class Result:
 
 def members_of(config: str) -> Members:
     """Voters r0, r1 ... of "N/R/W"."""
-    voters, read, write = (int(part) for part in config.split("/"))
-    return Members(EPOCH, tuple(ReplicaRef(f"r{number}", f"r{number}") for number in range(voters)), read, write)
+    return members_record(config).quorum_members()
 
 
 def simulate(seed: int, config: str, parts: Parts | None = None) -> History:
     """Run one seed and return its history, the final states included."""
     parts = parts or Parts()
-    config = parts.config or config
+    record = parts.record(parts.config or config)
     timeline, history = Timeline(seed), History()
-    network, members = Network(timeline), members_of(config)
-    replicas = {
-        voter.replica_id: parts.replica(voter.replica_id, timeline, network, history) for voter in members.voters
-    }
-    for replica in replicas.values():
-        replica.peers = {name: peer for name, peer in replicas.items() if peer is not replica}
-    routers = [parts.router(f"q{number}", timeline, network, members, replicas) for number in range(ROUTERS)]
+    network = Network(timeline)
+    world = World(timeline, network, history, parts.replica, record)
+    routers = [
+        parts.router(f"q{number}", timeline, network, record.quorum_members(), world.replicas)
+        for number in range(ROUTERS)
+    ]
+    for router in routers:
+        router.follow(world.store, record)
+    controllers = [
+        parts.controller(f"c{number}", timeline, network, world.store, world.replicas) for number in range(CONTROLLERS)
+    ]
     documents = DOCUMENTS[: timeline.random.choice((2, len(DOCUMENTS), len(DOCUMENTS)))]
     think_us = timeline.random.choice((500, 3 * MS, 3 * MS))
     for session in range(CLIENTS):
         Client(session, timeline, routers, history, documents, think_us, FAULTS_US).next()
-    nemesis = Nemesis(timeline, network, list(replicas.values()), routers, FAULTS_US)
+    nemesis = MemberNemesis(timeline, network, world, routers, controllers, FAULTS_US)
     nemesis.begin()
     timeline.run_until(FAULTS_US)
     nemesis.heal()
-    _converge(timeline, list(replicas.values()))
-    history.final += [replica.final() for replica in replicas.values()]
+    _converge(timeline, world, nemesis)
+    history.changes = sum(controller.changes for controller in controllers)
+    history.frozen = not nemesis.settled()
+    history.final += [replica.final() for replica in world.members()]
     return history
 
 
-def _converge(timeline: Timeline, replicas: list[SimReplica]) -> None:
-    """Run until late messages have arrived and the voters agree, or for CONVERGE_US."""
+def _converge(timeline: Timeline, world: World, nemesis: MemberNemesis) -> None:
+    """Run until late messages have arrived and the members agree, or for CONVERGE_US."""
     timeline.run_until(FAULTS_US + 1_000 * MS)
-    while timeline.now_us < FAULTS_US + CONVERGE_US and len({replica.core.applied for replica in replicas}) > 1:
+    while timeline.now_us < FAULTS_US + CONVERGE_US and not (
+        nemesis.settled() and len({replica.core.applied for replica in world.members()}) == 1
+    ):
         timeline.run_until(timeline.now_us + 50 * MS)
 
 
@@ -89,6 +103,6 @@ def run(seed: int, config: str, parts: Parts | None = None) -> Result:
     try:
         history = simulate(seed, config, parts)
     except AssertionError as error:
-        return Result(seed, config, 0, 0, [Violation("assertion", str(error) or repr(error))])
+        return Result(seed, config, 0, 0, 0, [Violation("assertion", str(error) or repr(error))])
     acked = sum(write.acked_us is not None for write in history.writes)
-    return Result(seed, config, len(history.searches), acked, check(history))
+    return Result(seed, config, len(history.searches), acked, history.changes, check(history))

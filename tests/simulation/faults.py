@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tests.simulation.network import Network
+from tests.simulation.network import Host, Network
 from tests.simulation.replica import SimReplica
 from tests.simulation.router import SimRouter
 from tests.simulation.timeline import MS, Timeline
+
+Fault = Callable[[], None]
 
 
 class Nemesis:
@@ -43,7 +45,12 @@ class Nemesis:
     def _strike(self) -> None:
         if self._timeline.now_us >= self._until_us:
             return
-        faults: Sequence[Callable[[], None]] = (
+        self._timeline.random.choice(self.faults())()
+        self._plan()
+
+    def faults(self) -> Sequence[Fault]:
+        """What may strike."""
+        return (
             self._crash_replica,
             self._crash_replica,
             self._crash_router,
@@ -54,17 +61,26 @@ class Nemesis:
             self._slow_answers,
             self._skew,
         )
-        self._timeline.random.choice(faults)()
-        self._plan()
+
+    def hosts(self) -> list[Host]:
+        """Whom a partition may part."""
+        return [*self._replicas, *self._routers]
+
+    def _pick(self) -> SimReplica:
+        return self._timeline.random.choice(self._replicas)
+
+    def _restart(self, replica: SimReplica) -> None:
+        if not replica.up and not replica.gone:
+            replica.start()
 
     def _a_while(self) -> int:
         return int(self._timeline.random.uniform(20, 500) * MS)
 
     def _crash_replica(self) -> None:
-        replica = self._timeline.random.choice(self._replicas)
+        replica = self._pick()
         if replica.up:
             replica.die()
-            self._timeline.after(self._a_while(), lambda: None if replica.up else replica.start())
+            self._timeline.after(self._a_while(), lambda: self._restart(replica))
 
     def _crash_router(self) -> None:
         router = self._timeline.random.choice(self._routers)
@@ -75,7 +91,7 @@ class Nemesis:
     def _links(self) -> list[tuple[str, str]]:
         """All links between a random part of the hosts and the others."""
         random = self._timeline.random
-        names = [host.name for host in (*self._replicas, *self._routers)]
+        names = [host.name for host in self.hosts()]
         part = set(random.sample(names, random.randint(1, len(names) // 2)))
         return [(one, other) for one in names for other in names if one in part and other not in part]
 
@@ -91,7 +107,7 @@ class Nemesis:
         self._cut(self._links())
 
     def _slow_disk(self) -> None:
-        replica, usual = self._timeline.random.choice(self._replicas), (400, 2_500)
+        replica, usual = self._pick(), (400, 2_500)
         replica.commit_us = (20 * MS, 90 * MS)
 
         def mend() -> None:
@@ -101,7 +117,7 @@ class Nemesis:
 
     def _slow_answers(self) -> None:
         """What one voter says takes a while to arrive, and is old by then."""
-        name = self._timeline.random.choice(self._replicas).name
+        name = self._pick().name
         self._network.late_us[name] = self._timeline.random.choice((20, 50, 150)) * MS
 
         def mend() -> None:
@@ -117,8 +133,8 @@ class Nemesis:
         self._network.heal()
         for replica in self._replicas:
             replica.commit_us = (400, 2_500)
-            if not replica.up:
-                replica.start()
+            replica.tear = False
+            self._restart(replica)
         for router in self._routers:
             if not router.up:
                 router.start()

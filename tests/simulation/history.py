@@ -84,6 +84,10 @@ class History:
     writes: list[Write] = field(default_factory=list)
     searches: list[Search] = field(default_factory=list)
     final: list[FinalReplica] = field(default_factory=list)
+    changes: int = 0
+    """How often the members changed."""
+    frozen: bool = False
+    """Whether the shard still waits for new members, although everything had healed."""
     views: dict[bytes, dict[LiveState, str]] = field(default_factory=dict)
     """Digest of an applied set -> every live state some replica published with it, and the first replica to do so."""
 

@@ -23,6 +23,13 @@ class DurableRows:
         self.hlc_max = 0
         self.epoch: tuple[int, bool] | None = None
 
+    def copy_rows(self, other: DurableRows) -> None:
+        """Take over what another disk holds, its epoch excepted: that belongs to whose disk it is."""
+        self.heads, self.ops = dict(other.heads), dict(other.ops)
+        self.passages = {document_id: dict(rows) for document_id, rows in other.passages.items()}
+        self.writers = {name: list(gtids) for name, gtids in other.writers.items()}
+        self.applied_set, self.hlc_max = other.applied_set, other.hlc_max
+
     def head(self, document_id: str) -> HeadRow | None:
         return self.heads.get(document_id)
 

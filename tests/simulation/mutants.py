@@ -6,16 +6,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from services.quorum.coalesce import Coalescer
-from services.quorum.gtid import GtidSet
-from services.quorum.replica import ReplicaCore, ReplicaRows, ReplicaStore
+from services.quorum.controller import Controller
+from services.quorum.gtid import Gtid, GtidSet
+from services.quorum.members import Members, ReplicaRef
+from services.quorum.replica import ReplicaCore, ReplicaRows, ReplicaStore, Summary
 from services.quorum.rows import DocumentState, Op, PullBundle, WriteBatch
+from services.quorum.shard_record import ShardRecord, ShardState
 from services.quorum.status import ReplicaStatus
 from services.quorum.summary import SummaryRound
 from services.quorum.write import WriteRound
+from tests.simulation import directed
 from tests.simulation.cluster import Parts
-from tests.simulation.memory_store import Transaction
-from tests.simulation.replica import EPOCH, Answer, PendingWrite, SimReplica, View
+from tests.simulation.controlling import SimController
+from tests.simulation.directed import Schedule
+from tests.simulation.memory_store import DurableRows, Transaction
+from tests.simulation.replica import Answer, Job, SimReplica, View
 from tests.simulation.router import SimRouter
+from tests.simulation.timeline import MS
 
 Answers = list[tuple[Answer, ReplicaStatus]]
 
@@ -23,7 +30,7 @@ Answers = list[tuple[Answer, ReplicaStatus]]
 class AckBeforeCommit(SimReplica):
     """Acknowledges rows that are not synced; a crash loses them."""
 
-    def write(self, jobs: Sequence[PendingWrite | PullBundle], transaction: Transaction) -> Answers:
+    def write(self, jobs: Sequence[Job], transaction: Transaction) -> Answers:
         for answer, status in super().write(jobs, transaction):
             answer(status)
         return []
@@ -32,7 +39,7 @@ class AckBeforeCommit(SimReplica):
 class SetBeforeRows(SimReplica):
     """Publishes the applied set at once; the rows follow with the commit."""
 
-    def write(self, jobs: Sequence[PendingWrite | PullBundle], transaction: Transaction) -> Answers:
+    def write(self, jobs: Sequence[Job], transaction: Transaction) -> Answers:
         answers = super().write(jobs, transaction)
         self.core.committed()
         self.show(View(self.core.applied, self.view.live))
@@ -98,15 +105,13 @@ class _KeepsItsOwn(ReplicaCore):
 class PullKeepsItsOwn(SimReplica):
     """Takes from a peer only documents that it does not know."""
 
-    def new_core(self) -> ReplicaCore:
-        return _KeepsItsOwn(self.name, EPOCH, self.durable.applied_set, self.durable.hlc_max)
+    core_type = _KeepsItsOwn
 
 
 class PullWithoutCovering(SimReplica):
     """Ships a document's newest state without covering the batch that wrote it."""
 
-    def new_core(self) -> ReplicaCore:
-        return _OpenPull(self.name, EPOCH, self.durable.applied_set, self.durable.hlc_max)
+    core_type = _OpenPull
 
 
 class _ArrivalWins(ReplicaCore):
@@ -120,8 +125,7 @@ class _ArrivalWins(ReplicaCore):
 class ArrivalWins(SimReplica):
     """Lets the batch that arrives last win, whatever its version."""
 
-    def new_core(self) -> ReplicaCore:
-        return _ArrivalWins(self.name, EPOCH, self.durable.applied_set, self.durable.hlc_max)
+    core_type = _ArrivalWins
 
 
 class NoClockRound(SimRouter):
@@ -134,8 +138,8 @@ class NoClockRound(SimRouter):
 class OneAckFewer(SimRouter):
     """Acknowledges a write when one voter fewer than W has it."""
 
-    def new_write(self, batch: WriteBatch) -> WriteRound:
-        fewer = replace(self.members, write_quorum=self.members.write_quorum - 1)
+    def new_write(self, members: Members, batch: WriteBatch) -> WriteRound:
+        fewer = replace(members, write_quorum=members.write_quorum - 1)
         return WriteRound(fewer, batch)
 
 
@@ -147,8 +151,8 @@ class _EmptyRequire(SummaryRound):
 class RequireNothing(SimRouter):
     """Accepts any view."""
 
-    def new_round(self) -> SummaryRound:
-        return _EmptyRequire(self.members)
+    def new_round(self, members: Members) -> SummaryRound:
+        return _EmptyRequire(members)
 
 
 class _CountsAnswersOnly(SummaryRound):
@@ -160,8 +164,8 @@ class _CountsAnswersOnly(SummaryRound):
 class SilentNotCounted(SimRouter):
     """Forgets that a silent voter may hold a batch."""
 
-    def new_round(self) -> SummaryRound:
-        return _CountsAnswersOnly(self.members)
+    def new_round(self, members: Members) -> SummaryRound:
+        return _CountsAnswersOnly(members)
 
 
 class _RidesAlong(Coalescer[int]):
@@ -179,20 +183,186 @@ class OldSummary(SimRouter):
         return _RidesAlong()
 
 
+class _ForgetsToCatchUp(Controller):
+    def _behind(self) -> tuple[ReplicaRef, ...]:
+        return ()
+
+
+class NoCatchUp(SimController):
+    """Activates new voters that lack what was acknowledged before."""
+
+    controller_type = _ForgetsToCatchUp
+
+
+class _FencesOne(Controller):
+    def union(self) -> GtidSet | None:
+        return next(iter(self._fenced.values()), None)
+
+
+class FenceOne(SimController):
+    """Fences one voter, whatever R and W are."""
+
+    controller_type = _FencesOne
+
+
+class _FencesAfterAnswering(ReplicaCore):
+    def fence(self, epoch: int, store: ReplicaStore) -> ReplicaStatus:
+        return ReplicaStatus.OK
+
+
+class FenceForgotten(SimReplica):
+    """Answers a fence and goes on in the old epoch."""
+
+    core_type = _FencesAfterAnswering
+
+
+class _AnswersFrozen(ReplicaCore):
+    def epoch_status(self, epoch: int) -> ReplicaStatus:
+        status = super().epoch_status(epoch)
+        return ReplicaStatus.OK if epoch == self.epoch else status
+
+
+class AnswersFrozen(SimReplica):
+    """Answers summaries in a frozen epoch."""
+
+    core_type = _AnswersFrozen
+
+
+class ReadsFrozen(SimRouter):
+    """Reads at quorum in a frozen epoch."""
+
+    def on_record(self, record: ShardRecord) -> None:
+        super().on_record(record)
+        members = record.members
+        self.members = Members(record.epoch, members.voters, members.read_quorum, members.write_quorum)
+
+    @property
+    def frozen(self) -> bool:
+        return False
+
+
+class _ChecksOnReceipt(ReplicaCore):
+    def apply(self, batches: Sequence[tuple[WriteBatch, int]], now_ms: int, store: ReplicaStore) -> list[ReplicaStatus]:
+        place = self._place_staged
+        self._place_staged = (place[0], False)
+        answers = super().apply([(batch, place[0]) for batch, _ in batches], now_ms, store)
+        self._place_staged = place
+        return answers
+
+
+class ChecksOnReceipt(SimReplica):
+    """Checks the epoch of a batch when it arrives, not when it is committed."""
+
+    core_type = _ChecksOnReceipt
+
+
+class _IgnoresEpochs(_ChecksOnReceipt):
+    def epoch_status(self, epoch: int) -> ReplicaStatus:
+        return ReplicaStatus.OK
+
+    def summary(self, epoch: int) -> Summary:
+        return replace(super().summary(epoch), epoch=epoch)
+
+
+class IgnoresEpochs(SimReplica):
+    """Serves whoever asks, whatever epoch they are in."""
+
+    core_type = _IgnoresEpochs
+
+
+class RejoinsEmpty(SimReplica):
+    """Comes back under its id after losing its disk."""
+
+    def die(self) -> None:
+        super().die()
+        if self.gone and self.name in self.known_ids():
+            self.gone = False
+            self.durable = DurableRows()
+            self.timeline.after(100 * MS, lambda: None if self.up else self.start())
+
+
+class RecoversInPlace(RejoinsEmpty):
+    """Comes back under its id after losing its disk, and votes once it holds what its peers hold."""
+
+    _owes: dict[str, GtidSet] | None = None
+
+    def die(self) -> None:
+        lost = self.gone
+        super().die()
+        if lost and not self.gone:
+            self._owes = {}
+
+    def on_summary(self, epoch: int) -> Summary:
+        summary = super().on_summary(epoch)
+        return summary if self._recovered() else replace(summary, status=ReplicaStatus.FAILED)
+
+    def on_write(self, batch: WriteBatch, epoch: int, answer: Answer) -> None:
+        if self._recovered():
+            super().on_write(batch, epoch, answer)
+        else:
+            answer(ReplicaStatus.FAILED)
+
+    def _recovered(self) -> bool:
+        if self._owes is None:
+            return True
+        for name, peer in self.peers.items():
+            if name not in self._owes and peer.up and (self.name, name) not in self.network.cut:
+                self._owes[name] = peer.core.applied
+                self.pull(name, peer.core.applied)
+        heard = list(self._owes.values())
+        if heard and all(self.core.applied.issuperset(held) for held in heard) and len(heard) * 2 >= len(self.peers):
+            self._owes = None
+        return self._owes is None
+
+
+class AcksAcrossEpochs(SimRouter):
+    """Counts what voters of an older epoch acknowledged."""
+
+    def start(self) -> None:
+        super().start()
+        self._rounds: dict[Gtid, WriteRound] = {}
+
+    def new_write(self, members: Members, batch: WriteBatch) -> WriteRound:
+        former = self._rounds.get(batch.gtid)
+        if former is not None:
+            members = replace(members, write_quorum=max(1, members.write_quorum - former.acks))
+        self._rounds[batch.gtid] = super().new_write(members, batch)
+        return self._rounds[batch.gtid]
+
+
+class LearnersVote(SimRouter):
+    """Counts learners as voters."""
+
+    def on_record(self, record: ShardRecord) -> None:
+        super().on_record(record)
+        if record.state is ShardState.ACTIVE:
+            members = record.members
+            self.members = Members(record.epoch, members.all(), members.read_quorum, members.write_quorum)
+
+
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """A broken protocol, and within how many seeds it must be noticed: several times what it took when it was added."""
+    """A broken protocol, and within how many seeds it must be noticed: several times what it took when it was added.
+
+    What chance hardly ever meets has a schedule of its own instead, and a budget of 0.
+    """
 
     parts: Parts
-    budget: int
+    budget: int = 0
     fault: str = ""
     """What is wrong with it, where no class says so."""
+    schedule: Schedule | None = None
 
     @property
     def breaks(self) -> str:
         """What is wrong with it."""
         doc = next(
-            (kind.__doc__ for kind in (self.parts.replica, self.parts.router) if kind.__module__ == __name__), ""
+            (
+                kind.__doc__
+                for kind in (self.parts.replica, self.parts.router, self.parts.controller)
+                if kind.__module__ == __name__
+            ),
+            "",
         )
         return self.fault or (doc or "").strip()
 
@@ -212,6 +382,18 @@ MUTANTS: dict[str, Mutant] = {
     "require-nothing": Mutant(Parts(router=RequireNothing), 5),
     "silent-not-counted": Mutant(Parts(router=SilentNotCounted), 10),
     "old-summary": Mutant(Parts(router=OldSummary), 60),
+    "no-catch-up": Mutant(Parts(controller=NoCatchUp), 150),
+    "fence-one": Mutant(Parts(controller=FenceOne), 300),
+    "fence-forgotten": Mutant(Parts(replica=FenceForgotten), 300),
+    "frozen-read": Mutant(Parts(replica=AnswersFrozen, router=ReadsFrozen), schedule=directed.read_in_a_frozen_epoch),
+    "epoch-on-receipt": Mutant(Parts(replica=ChecksOnReceipt), schedule=directed.fence_between_receipt_and_commit),
+    "ignores-epochs": Mutant(Parts(replica=IgnoresEpochs), schedule=directed.a_router_two_epochs_behind),
+    "rejoins-empty": Mutant(Parts(replica=RejoinsEmpty), 100),
+    "recovers-in-place": Mutant(
+        Parts(replica=RecoversInPlace), schedule=directed.acknowledged_before_the_disk_was_lost
+    ),
+    "acks-across-epochs": Mutant(Parts(router=AcksAcrossEpochs), schedule=directed.acknowledged_by_a_removed_voter),
+    "learners-vote": Mutant(Parts(router=LearnersVote), 60),
     "read-one-of-three": Mutant(Parts(config="3/1/2"), 5, "Reads one voter of three, writes two: R + W = N."),
     "read-two-of-five": Mutant(Parts(config="5/2/3"), 10, "Reads two voters of five, writes three: R + W = N."),
 }

@@ -9,13 +9,15 @@ from heapq import nsmallest
 
 from services.quorum.clock import Version
 from services.quorum.gtid import GtidSet
-from services.quorum.replica import ReplicaCore
+from services.quorum.replica import ReplicaCore, Summary
 from services.quorum.rows import PassageRow, PullBundle, WriteBatch
+from services.quorum.shard_record import ShardRecord, ShardState
 from services.quorum.status import ReplicaStatus
 from tests.simulation.checker import rank
 from tests.simulation.history import FinalReplica, History, Hit, LiveState
 from tests.simulation.memory_store import DurableRows, Transaction
 from tests.simulation.network import Host, Network
+from tests.simulation.record_store import RecordFollower, RecordStore
 from tests.simulation.timeline import MS, Timeline
 
 EPOCH = 1
@@ -31,15 +33,26 @@ BACKLOG_MAX = 16
 
 Live = Mapping[str, tuple[Version, tuple[PassageRow, ...]]]
 Answer = Callable[[ReplicaStatus], None]
-Found = tuple[ReplicaStatus, GtidSet, int, tuple[Hit, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search brought: the hits, and of the view they were read from the applied set, the clock and the epoch."""
+
+    status: ReplicaStatus
+    applied: GtidSet
+    hlc_max: int
+    hits: tuple[Hit, ...]
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What searches see: the applied set and the live rows of one committed state."""
+    """What searches see: the applied set, the epoch and the live rows of one committed state."""
 
     applied: GtidSet
     live: Live
+    epoch: int = EPOCH
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +76,22 @@ class PendingWrite:
     answer: Answer
 
 
+@dataclass(frozen=True, slots=True)
+class PendingFence:
+    """A fence waiting for the writer."""
+
+    epoch: int
+    answer: Answer
+
+
+Job = PendingWrite | PendingFence | ShardRecord | PullBundle
+"""What the writer does, in order; a record is learned."""
+
+
 class SimReplica(Host):
-    """One voter. Subclasses in `mutants` break single steps."""
+    """One replica. Subclasses in `mutants` break single steps."""
+
+    core_type: type[ReplicaCore] = ReplicaCore
 
     def __init__(self, name: str, timeline: Timeline, network: Network, history: History) -> None:
         super().__init__(name)
@@ -74,21 +101,96 @@ class SimReplica(Host):
         self.peers: dict[str, SimReplica] = {}
         self.durable = DurableRows()
         self.commit_us = (400, 2_500)
+        self.gone = False
+        """Its disk is lost, or it was told that it is no member any more: it never starts again."""
+        self.tear = False
+        """Crash at the next commit, before or after it."""
+        self._follower: RecordFollower | None = None
         self.start()
+
+    def follow(self, store: RecordStore, record: ShardRecord, world: Mapping[str, SimReplica]) -> None:
+        """Know the shard's record and keep asking for newer ones; peers are its members, found in `world`."""
+        self._follower = RecordFollower(self, self.timeline, self.network, store, record, self.on_record)
+        self._world = world
+        self._load()
+        self._meet()
+        self._follower.watch()
 
     def start(self) -> None:
         """Begin a life with what the disk holds."""
         self.up = True
-        self.core = self.new_core()
-        self.view = View(self.core.applied, self._live({}, self.durable.heads, self.durable))
-        self._queue: deque[PendingWrite | PullBundle] = deque()
+        self._load()
+        if self._follower is not None:
+            self._follower.watch()
+        self._queue: deque[Job] = deque()
         self._busy = False
         self._waiting: list[tuple[Query, Callable[[Found], None]]] = []
         self.later(self.timeline.random.randrange(GOSSIP_US), self._gossip)
 
+    def _load(self) -> None:
+        self.core = self.new_core()
+        self.view = View(self.core.applied, self._live({}, self.durable.heads, self.durable), self.core.epoch)
+
     def new_core(self) -> ReplicaCore:
-        """The protocol state that the disk describes."""
-        return ReplicaCore(self.name, EPOCH, self.durable.applied_set, self.durable.hlc_max)
+        """The protocol state that the disk describes, or a newer record."""
+        place = (EPOCH, False)
+        if self._follower is not None:
+            record = self._follower.record
+            place = (record.epoch, record.state is ShardState.FROZEN)
+        epoch, frozen = max(place, self.durable.epoch or place)
+        return self.core_type(self.name, epoch, self.durable.applied_set, self.durable.hlc_max, frozen=frozen)
+
+    # Membership.
+
+    def on_summary(self, epoch: int) -> Summary:
+        """The answer in a summary round; who names a newer epoch has read a newer record."""
+        if epoch > self.core.epoch:
+            self.refresh()
+        return self.core.summary(epoch)
+
+    def refresh(self) -> None:
+        """Ask for the record now rather than at the next turn."""
+        if self._follower is not None:
+            self._follower.ask()
+
+    def told(self, record: ShardRecord) -> None:
+        """Read this record now."""
+        assert self._follower is not None
+        self._follower.told(record)
+
+    def on_record(self, record: ShardRecord) -> None:
+        """A newer record was read."""
+        if self.name not in self.known_ids():
+            self.gone = True
+            self.die()
+            return
+        self._meet()
+        self._queue.append(record)
+        self._work()
+
+    def on_fence(self, epoch: int, answer: Callable[[tuple[ReplicaStatus, GtidSet]], None]) -> None:
+        """A controller ends the older epochs here; answered once that is durable."""
+        self._queue.append(PendingFence(epoch, lambda status: answer((status, self.core.applied))))
+        self._work()
+
+    def on_catch_up(self, require: GtidSet, holders: Sequence[str], answer: Callable[[GtidSet], None]) -> None:
+        """A controller wants `require` here; answered with what is here now."""
+        missing = self.core.missing(require)
+        if missing:
+            for holder in holders:
+                if holder in self.peers:
+                    self.pull(holder, missing)
+        answer(self.core.applied)
+
+    def _meet(self) -> None:
+        self.peers = {name: self._world[name] for name in sorted(self.known_ids()) if name != self.name}
+
+    def known_ids(self) -> frozenset[str]:
+        """Every member that the record known here names, coming ones included."""
+        if self._follower is None:
+            return frozenset(self.peers)
+        record = self._follower.record
+        return record.members.ids() | (record.proposed.ids() if record.proposed else frozenset())
 
     def later(self, delay_us: int, action: Callable[[], None]) -> None:
         """Run `action` unless this life has ended by then."""
@@ -102,6 +204,8 @@ class SimReplica(Host):
 
     def on_write(self, batch: WriteBatch, epoch: int, answer: Answer) -> None:
         """A batch arrives."""
+        if epoch > self.core.epoch:
+            self.refresh()
         status = self.core.admit(batch, epoch, self.now_ms())
         if status is ReplicaStatus.MISSING_DEPENDENCY:
             for peer in self.peers:
@@ -127,14 +231,16 @@ class SimReplica(Host):
         low, high = self.commit_us
         self.later(self.timeline.random.randint(low, high), lambda: self.commit(transaction, answers))
 
-    def write(
-        self, jobs: Sequence[PendingWrite | PullBundle], transaction: Transaction
-    ) -> list[tuple[Answer, ReplicaStatus]]:
+    def write(self, jobs: Sequence[Job], transaction: Transaction) -> list[tuple[Answer, ReplicaStatus]]:
         """Run the jobs inside the transaction."""
         answers = []
         for job in jobs:
             if isinstance(job, PullBundle):
                 self.core.merge(job, transaction)
+            elif isinstance(job, ShardRecord):
+                self.core.learn(job.epoch, job.state is ShardState.FROZEN, transaction)
+            elif isinstance(job, PendingFence):
+                answers.append((job.answer, self.core.fence(job.epoch, transaction)))
             else:
                 (status,) = self.core.apply([(job.batch, job.epoch)], self.now_ms(), transaction)
                 answers.append((job.answer, status))
@@ -142,13 +248,21 @@ class SimReplica(Host):
 
     def commit(self, transaction: Transaction, answers: Sequence[tuple[Answer, ReplicaStatus]]) -> None:
         """The disk has synced; the view follows a moment later."""
+        if self.tear:
+            self.tear = False
+            if self.timeline.random.random() < 0.5:
+                transaction.commit()
+            self.die()
+            return
         transaction.commit()
         self.later(self.timeline.random.randint(20, 300), lambda: self.publish(transaction, answers))
 
     def publish(self, transaction: Transaction, answers: Sequence[tuple[Answer, ReplicaStatus]]) -> None:
         """The new state is visible; only now is anything acknowledged."""
         self.core.committed()
-        self.show(View(self.core.applied, self._live(self.view.live, transaction.touched, self.durable)))
+        self.show(
+            View(self.core.applied, self._live(self.view.live, transaction.touched, self.durable), self.core.epoch)
+        )
         self._busy = False
         for answer, status in answers:
             answer(status)
@@ -210,7 +324,7 @@ class SimReplica(Host):
         entry = (query, answer)
         if entry in self._waiting:
             self._waiting.remove(entry)
-            answer((ReplicaStatus.NOT_COVERED, self.view.applied, self.core.hlc_max, ()))
+            answer(Found(ReplicaStatus.NOT_COVERED, self.view.applied, self.core.hlc_max, (), self.view.epoch))
 
     def _search(self, query: Query, answer: Callable[[Found], None]) -> None:
         view, hlc_max = self.view, self.core.hlc_max
@@ -226,7 +340,7 @@ class SimReplica(Host):
         )
         found = tuple(Hit(row.document_id, row.ordinal, row.version, row.vector) for _, row in hits)
         delay_us = self.timeline.random.randint(100, 1_500)
-        self.later(delay_us, lambda: answer((ReplicaStatus.OK, self.announced(view), hlc_max, found)))
+        self.later(delay_us, lambda: answer(Found(ReplicaStatus.OK, self.announced(view), hlc_max, found, view.epoch)))
 
     def announced(self, view: View) -> GtidSet:
         """The applied set that goes with an answer: that of the view it was read from."""
@@ -257,6 +371,9 @@ class SimReplica(Host):
 
     def _gossip(self) -> None:
         random = self.timeline.random
+        if not self.peers:
+            self.later(GOSSIP_US, self._gossip)
+            return
         peer = random.choice(sorted(self.peers))
 
         def heard(theirs: GtidSet | None) -> None:
@@ -269,5 +386,5 @@ class SimReplica(Host):
 
     def _catch_up(self, peer: str, theirs: GtidSet) -> None:
         missing = theirs.difference(self.core.applied)
-        if missing:
+        if missing and peer in self.peers:
             self.pull(peer, missing)

@@ -9,7 +9,7 @@ from services.quorum.replica import Summary
 from services.quorum.search import Accept, FreshRound, Leg, QuorumSearch, Unavailable
 from services.quorum.status import ReplicaStatus
 from tests.simulation.history import Hit
-from tests.simulation.replica import EPOCH, Found, Query
+from tests.simulation.replica import Found, Query
 from tests.simulation.router import SimRouter
 from tests.simulation.timeline import MS
 
@@ -17,6 +17,8 @@ DEADLINE_US = 300 * MS
 LEG_US = 80 * MS
 WAIT_US = 45 * MS
 HEDGE_US = 8 * MS
+FROZEN_US = 10 * MS
+"""How often an operation looks whether a FROZEN record was followed by another."""
 
 Done = Callable[[tuple[GtidSet, tuple[Hit, ...]] | None], None]
 """Called once: the view's applied set and the hits, None when the level cannot be had."""
@@ -30,30 +32,43 @@ class Searching:
     ) -> None:
         self._router = router
         self._query, self._k, self._only = query, k, only
-        order = list(router.members.voters)
-        router.timeline.random.shuffle(order)
-        self._search = QuorumSearch(router.members, tuple(order), require)
-        if require is None:
-            self._search.round = router.new_round()
-        self._quorum = require is None
+        self._require = require
         self._done = done
-        self._found: list[tuple[GtidSet, tuple[Hit, ...]]] = []
         self._ended = False
         self._ticket: int | None = None
 
     def begin(self) -> None:
+        """Begin once the record is not FROZEN; reads that need no quorum do not wait for that."""
+        self._router.later(DEADLINE_US, self._stop)
+        self._when_active()
+
+    def _when_active(self) -> None:
+        if self._router.frozen and self._require is None and not self._ended:
+            self._router.refresh()
+            self._router.later(FROZEN_US, self._when_active)
+        elif not self._ended:
+            self._start()
+
+    def _start(self) -> None:
         """Send the first leg and, at QUORUM, the summary round with it."""
-        self._router.later(DEADLINE_US, lambda: self._finish(None))
-        self._leg(self._search.first())
-        if self._quorum:
+        members = self._router.members
+        order = [*members.voters, *self._router.learners]
+        self._router.timeline.random.shuffle(order)
+        self._search = QuorumSearch(members, tuple(order), self._require)
+        self._found: list[tuple[GtidSet, tuple[Hit, ...]]] = []
+        if self._require is None:
+            self._search.round = self._router.new_round(members)
+        search = self._search
+        self._leg(search.first())
+        if self._require is None:
             self._join()
-        self._router.later(HEDGE_US, self._hedge)
+        self._router.later(HEDGE_US, lambda: self._hedge() if self._search is search else None)
 
     def _join(self) -> None:
-        rounds = self._search.rounds
+        search, rounds = self._search, self._search.rounds
 
         def heard(name: str, summary: Summary | None) -> None:
-            if self._ended or self._search.rounds != rounds:
+            if self._ended or self._search is not search or search.rounds != rounds:
                 return
             if summary is None:
                 self._search.summary_failed(name)
@@ -61,7 +76,7 @@ class Searching:
                 self._search.summary(summary)
             self._go_on()
 
-        self._ticket = self._router.join(heard)
+        self._ticket = self._router.join(search.members, heard)
 
     def _hedge(self) -> None:
         if not self._ended:
@@ -70,12 +85,12 @@ class Searching:
                 self._leg(leg)
 
     def _leg(self, leg: Leg) -> None:
-        name = leg.replica.replica_id
+        search, name = self._search, leg.replica.replica_id
         query = Query(self._query, self._k, leg.require, leg.holders, WAIT_US, self._only)
         target = self._router.replicas[name]
 
         def landed(found: Found | None) -> None:
-            if self._ended:
+            if self._ended or self._search is not search:
                 return
             if found is None:
                 self._search.leg_failed(name, f"{name} did not answer")
@@ -86,12 +101,13 @@ class Searching:
         self._router.network.call(self._router, target, lambda reply: target.on_search(query, reply), landed, LEG_US)
 
     def _answered(self, name: str, leg: Leg, found: Found) -> None:
-        status, applied, hlc_max, hits = found
-        index = self._search.leg_answered(name, status, applied, hlc_max, leg.require, epoch=EPOCH)
+        index = self._search.leg_answered(
+            name, found.status, found.applied, found.hlc_max, leg.require, epoch=found.epoch
+        )
         if index is not None:
-            assert status is ReplicaStatus.OK
+            assert found.status is ReplicaStatus.OK
             assert index == len(self._found)
-            self._found.append((applied, hits))
+            self._found.append((found.applied, found.hits))
 
     def _go_on(self) -> None:
         decision = self._search.decide()
@@ -102,10 +118,21 @@ class Searching:
         elif isinstance(decision, FreshRound):
             self._leave()
             self._search.begin_round()
-            self._search.round = self._router.new_round()
+            self._search.round = self._router.new_round(self._search.members)
             self._join()
         elif isinstance(decision, Unavailable):
+            self._again()
+
+    def _again(self) -> None:
+        """Nothing more to be had of these members; wait for a record that names others, if this one may be old."""
+        self._leave()
+        if self._router.members.epoch > self._search.members.epoch or self._router.frozen:
+            self._when_active()
+        else:
             self._finish(None)
+
+    def _stop(self) -> None:
+        self._finish(None)
 
     def _leave(self) -> None:
         if self._ticket is not None:

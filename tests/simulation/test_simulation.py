@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.simulation.cluster import CONFIGS, run
+from tests.simulation.cluster import CONFIGS, Parts, run
+from tests.simulation.directed import SCHEDULES, Schedule
 from tests.simulation.mutant_table import TABLE
 from tests.simulation.mutants import MUTANT_CONFIG, MUTANTS
 
@@ -24,12 +25,24 @@ def test_no_promise_is_broken(seed: int) -> None:
 @pytest.mark.parametrize("name", sorted(MUTANTS))
 def test_mutant_is_caught(name: str) -> None:
     mutant = MUTANTS[name]
+    if mutant.schedule is not None:
+        assert mutant.schedule(mutant.parts), f"{mutant.schedule.__name__} did not notice {name}"
+        return
     for seed in range(mutant.budget):
         result = run(seed, MUTANT_CONFIG, mutant.parts)
         if result.violations:
             print(f"caught by seed {seed}: {result.violations[0].check}: {result.violations[0].text}")
             return
     pytest.fail(f"{name} was not caught by {mutant.budget} seeds of {MUTANT_CONFIG}")
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: str(schedule.__name__))
+def test_the_protocol_keeps_its_promises_on_schedules_made_to_break_it(schedule: Schedule) -> None:
+    assert [violation.text for violation in schedule(Parts())] == []
+
+
+def test_every_schedule_has_a_mutant_that_it_catches() -> None:
+    assert {mutant.schedule for mutant in MUTANTS.values()} - {None} == set(SCHEDULES)
 
 
 def test_the_table_of_mutants_names_them_all() -> None:

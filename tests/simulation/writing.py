@@ -10,14 +10,19 @@ from services.quorum.replica import Summary
 from services.quorum.rows import HeadRow, PassageRow, WriteBatch
 from services.quorum.status import ReplicaStatus
 from services.quorum.vote import Vote
+from services.quorum.write import WriteRound
 from tests.simulation.history import Write
-from tests.simulation.replica import EPOCH
 from tests.simulation.router import SimRouter
 from tests.simulation.timeline import MS
 
 DEADLINE_US = 250 * MS
 ATTEMPT_US = 60 * MS
 AGAIN_US = 15 * MS
+FROZEN_US = 10 * MS
+"""How often an operation looks whether a FROZEN record was followed by another."""
+
+ELSEWHERE = (ReplicaStatus.STALE_EPOCH, ReplicaStatus.STALE_TOPOLOGY)
+"""Answers of a replica that is in another epoch."""
 
 Done = Callable[[GtidSet | None], None]
 """Called once: the gtids of an acknowledged write, None when the outcome is uncertain or nothing was sent."""
@@ -38,6 +43,14 @@ class Writing:
     def begin(self) -> None:
         """Start; a write that has a version is a retry and keeps it."""
         self.router.later(DEADLINE_US, self._deadline)
+        self._when_active()
+
+    def _when_active(self) -> None:
+        """Begin once the record is not FROZEN."""
+        if self.router.frozen and not self._ended:
+            self.router.refresh()
+            self.router.later(FROZEN_US, self._when_active)
+            return
         version = self.writes[0].version
         if version is not None:
             self._send(version)
@@ -46,7 +59,8 @@ class Writing:
 
     def choose_version(self) -> None:
         """A version above everything acknowledged before this write began."""
-        round_, chosen = self.router.new_round(), False
+        members, chosen = self.router.members, False
+        round_ = self.router.new_round(members)
 
         def heard(name: str, summary: Summary | None) -> None:
             nonlocal chosen
@@ -58,8 +72,11 @@ class Writing:
                 chosen = True
                 self.router.leave(ticket)
                 self._send(self.router.clock.next(self.router.now_ms(), self.router.version_floor(round_)))
+            elif round_.vote is Vote.LOST and self.router.members.epoch > members.epoch and not self._ended:
+                self.router.leave(ticket)
+                self.choose_version()
 
-        ticket = self.router.join(heard)
+        ticket = self.router.join(members, heard)
 
     def _send(self, version: Version) -> None:
         for write in self.writes:
@@ -110,28 +127,30 @@ class Writing:
 
 
 class Delivery:
-    """One batch on its way, repeated until every voter has it or time is up."""
+    """One batch on its way, repeated until every voter has it or time is up; acknowledgements count within an epoch."""
 
     def __init__(self, router: SimRouter, batch: WriteBatch, won: Callable[[WriteBatch], None]) -> None:
         self._router = router
-        self._round = router.new_write(batch)
+        self._batch = batch
         self._won: Callable[[WriteBatch], None] | None = won
         self._until_us = router.timeline.now_us + DEADLINE_US
 
     def begin(self) -> None:
         """Send to every voter."""
+        self._round = self._router.new_write(self._router.members, self._batch)
         for voter in self._round.members.voters:
-            self._attempt(voter.replica_id)
+            self._attempt(self._round, voter.replica_id)
 
-    def _attempt(self, name: str) -> None:
-        batch, target = self._round.batch, self._router.replicas[name]
-        self._round.sent(name)
+    def _attempt(self, round_: WriteRound, name: str) -> None:
+        target = self._router.replicas[name]
+        round_.sent(name)
 
         def handle(reply: Callable[[ReplicaStatus], None]) -> None:
-            target.on_write(batch, EPOCH, reply)
+            target.on_write(self._batch, round_.members.epoch, reply)
 
         def landed(status: ReplicaStatus | None) -> None:
-            self._landed(name, status)
+            if round_ is self._round:
+                self._landed(name, status)
 
         self._router.network.call(self._router, target, handle, landed, ATTEMPT_US)
 
@@ -140,12 +159,27 @@ class Delivery:
             self._round.on_failure(name)
         else:
             self._round.on_reply(name, status)
+        if status in ELSEWHERE:
+            self._router.refresh()
         if self._round.vote is Vote.WON and self._won is not None:
             won, self._won = self._won, None
-            won(self._round.batch)
-        if any(voter.replica_id == name for voter in self._round.retryable()):
+            won(self._batch)
+        if self._router.members.epoch > self._round.members.epoch:
+            self._move()
+        elif any(voter.replica_id == name for voter in self._round.retryable()) or self._round.vote is Vote.LOST:
             self._router.later(AGAIN_US, lambda: self._again(name))
 
     def _again(self, name: str) -> None:
-        if self._router.timeline.now_us < self._until_us:
-            self._attempt(name)
+        if self._router.timeline.now_us >= self._until_us:
+            return
+        if self._router.members.epoch > self._round.members.epoch:
+            self._move()
+        elif any(voter.replica_id == name for voter in self._round.retryable()):
+            self._attempt(self._round, name)
+        elif self._round.vote is Vote.LOST:
+            self._router.later(AGAIN_US, lambda: self._again(name))
+
+    def _move(self) -> None:
+        """Other members decide now: nothing that the former ones said counts."""
+        if self._won is not None and self._router.timeline.now_us < self._until_us:
+            self.begin()

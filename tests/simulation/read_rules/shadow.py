@@ -141,7 +141,7 @@ class ReadReplica(SimReplica):
 
     def _reply(self, view: View, query: Query, answer: Callable[[Found], None]) -> None:
         hits, hlc_max = self._top(view, query.query, query.k), self.core.hlc_max
-        self._soon(SEARCH_US, lambda: answer((ReplicaStatus.OK, view.applied, hlc_max, hits)))
+        self._soon(SEARCH_US, lambda: answer(Found(ReplicaStatus.OK, view.applied, hlc_max, hits, view.epoch)))
 
     def _serve(self, waiting: Waiting) -> None:
         require = waiting.query.require
@@ -155,7 +155,8 @@ class ReadReplica(SimReplica):
     def _refuse(self, waiting: Waiting) -> None:
         if waiting in self._open:
             self._open.remove(waiting)
-            waiting.answer((ReplicaStatus.NOT_COVERED, self.view.applied, self.core.hlc_max, ()))
+            applied, hlc_max, epoch = self.view.applied, self.core.hlc_max, self.view.epoch
+            waiting.answer(Found(ReplicaStatus.NOT_COVERED, applied, hlc_max, (), epoch))
 
     def _fetch_for(self, waiting: Waiting) -> None:
         missing = self.core.missing(waiting.query.require)
