@@ -8,6 +8,9 @@ Invariants (checked here and by the simulator):
 - A batch is applied only when the batches it depends on are, so a head never arrives before its passages.
 - The epoch is raised only by a fence or by a record that was read, in a transaction of its own place in the writer's
   order: what was accepted before it is in the set that a fence answers with, and nothing of an older epoch follows.
+- What is forgotten (an operation, a tombstone) is in a stable cut: every member has applied it. New batches as old as
+  anything forgotten are refused (the floor), and a peer's state is merged only if the peer had applied all that is
+  forgotten here: otherwise it may show what a forgotten tombstone deleted.
 - The live rows are a function of the applied set alone: equal sets mean equal rows, and a session that saw a row holds
   a token that demands it. A pull therefore never ships a head without covering the batch that wrote it.
 """
@@ -15,7 +18,7 @@ Invariants (checked here and by the simulator):
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from services.quorum.clock import Version, physical_ms
@@ -46,6 +49,19 @@ class ReplicaRows(Protocol):
         """The applied set and the clock of the state that is read."""
 
 
+class ForgettableRows(ReplicaRows, Protocol):
+    """Rows that can be listed whole."""
+
+    def heads_of_all(self) -> Iterator[HeadRow]:
+        """Every head, tombstones included."""
+
+    def ops_of_all(self) -> Iterator[Op]:
+        """Every operation that is not forgotten."""
+
+    def forgotten(self) -> Forgotten:
+        """What is forgotten in the state that is read."""
+
+
 class ReplicaStore(ReplicaRows, Protocol):
     """A replica's rows, inside a transaction that the caller opened."""
 
@@ -72,6 +88,30 @@ class ReplicaStore(ReplicaRows, Protocol):
 
     def put_epoch(self, epoch: int, frozen: bool) -> None:
         """Remember which epoch this replica is in, and whether it is frozen there."""
+
+
+class ForgettingStore(ReplicaStore, Protocol):
+    """A store that can drop what every member has applied."""
+
+    def oldest_ops(self, hlc: int, among: GtidSet, limit: int) -> list[Op]:
+        """Some of the operations `among` these with a version of at most this clock reading."""
+
+    def drop_op(self, op: Op) -> None:
+        """Forget an operation, and passages of its version that never became live."""
+
+    def drop_tombstone(self, document_id: str) -> None:
+        """Forget the head of a deleted document."""
+
+    def put_forgotten(self, added: GtidSet, floor: Version) -> None:
+        """Remember which applied batches have no operation any more, and the newest version among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What a replica has forgotten: which batches, and the newest version among them."""
+
+    gtids: GtidSet = GtidSet.EMPTY
+    floor: Version = Version.ZERO
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +147,11 @@ class ReplicaCore:
         hlc_max: int,
         limits: ReplicaLimits | None = None,
         frozen: bool = False,
+        forgotten: Forgotten | None = None,
     ) -> None:
         self.replica_id = replica_id
+        self._forgotten = forgotten or Forgotten()
+        self._forgotten_staged = self._forgotten
         self._place = (epoch, frozen)
         self._place_staged = self._place
         self._limits = limits or ReplicaLimits()
@@ -134,6 +177,11 @@ class ReplicaCore:
     def hlc_max(self) -> int:
         """The highest clock reading among published writes."""
         return self._published[1]
+
+    @property
+    def forgotten(self) -> Forgotten:
+        """What has no operation here any more."""
+        return self._forgotten
 
     def missing(self, require: GtidSet) -> GtidSet:
         """What of `require` is not applied here."""
@@ -197,16 +245,68 @@ class ReplicaCore:
         self._stage(applied, hlc_max, before, store)
         return answers
 
-    def merge(self, bundle: PullBundle, store: ReplicaStore) -> None:
-        """Merge a peer's state inside one transaction; idempotent, order-free. Staged until `committed`."""
+    def merge(self, bundle: PullBundle, store: ReplicaStore) -> bool:
+        """Merge a peer's state inside one transaction; idempotent, order-free. Staged until `committed`.
+
+        False, nothing changed: the peer had not applied all that is forgotten here when it made the bundle.
+        """
+        if not bundle.as_of.issuperset(self._forgotten_staged.gtids):
+            return False
         applied, hlc_max = self._staged
+        wrote = {(op.version, document_id) for op in bundle.ops for document_id in op.document_ids}
         for document in bundle.documents:
-            self._merge_document(document, store)
+            if not self._is_forgotten(document.head, wrote, store):
+                self._merge_document(document, store)
         self._put_newer(bundle.staged, store)
         for op in bundle.ops:
             store.put_op(op)
         versions = [bundle.hlc_max, hlc_max, *(document.head.version.hlc for document in bundle.documents)]
         self._stage(applied.union(bundle.covers), max(versions), applied, store)
+        return True
+
+    def forget(self, cut: GtidSet, epoch: int, hlc: int, store: ForgettingStore, ops_max: int = 256) -> int:
+        """Forget some operations of `cut` up to this clock reading, and the tombstones they left, in a transaction.
+
+        `cut`: a `StableCut` of `epoch`; in another epoch, or frozen, it means nothing. Returns how many.
+        """
+        if _status_in(self._place_staged, epoch) is not ReplicaStatus.OK:
+            return 0
+        ops = store.oldest_ops(hlc, cut.difference(self._forgotten_staged.gtids), ops_max)
+        for op in ops:
+            self._drop(op, store)
+        self._stage_forgotten(GtidSet.of(*(op.gtid for op in ops)), store, *(op.version for op in ops))
+        return len(ops)
+
+    def state(self, store: ForgettableRows, documents_max: int = 256) -> Iterator[PullBundle]:
+        """The whole state, for a replica that began empty and asks for what is forgotten here.
+
+        Only the last bundle covers anything. `store` must be one committed state, as for `pull`.
+        """
+        applied, hlc_max = store.applied()
+        heads: list[HeadRow] = []
+        for head in store.heads_of_all():
+            heads.append(head)
+            if len(heads) == documents_max:
+                yield PullBundle(GtidSet.EMPTY, _documents(heads, store), (), (), hlc_max, applied)
+                heads = []
+        ops = tuple(store.ops_of_all())
+        staged = tuple(row for op in ops for row in store.staged_passages(op))
+        forgotten = store.forgotten()
+        yield PullBundle(
+            applied, _documents(heads, store), staged, ops, hlc_max, applied, forgotten.gtids, forgotten.floor
+        )
+
+    def install(self, bundles: Sequence[PullBundle], store: ForgettingStore) -> bool:
+        """Merge a peer's whole state inside one transaction, into a replica that began empty; as `merge`."""
+        *_, last = bundles
+        if not all(self.merge(bundle, store) for bundle in bundles):
+            return False
+        for gtid in last.forgotten:
+            op = store.op(gtid)
+            if op is not None:
+                self._drop(op, store)
+        self._stage_forgotten(last.forgotten, store, last.floor)
+        return True
 
     def committed(self) -> None:
         """The transaction is durable: publish what it staged, together with the view."""
@@ -214,11 +314,13 @@ class ReplicaCore:
         assert self._place_staged[0] >= self._place[0]
         self._published = self._staged
         self._place = self._place_staged
+        self._forgotten = self._forgotten_staged
 
     def aborted(self) -> None:
         """The transaction was rolled back: forget what it staged."""
         self._staged = self._published
         self._place_staged = self._place
+        self._forgotten_staged = self._forgotten
 
     def pull(
         self, want: GtidSet, store: ReplicaRows, documents_max: int = 256, have: GtidSet = GtidSet.EMPTY
@@ -231,7 +333,8 @@ class ReplicaCore:
         """
         applied, hlc_max = store.applied()
         bundle = _Closure(store, applied, have)
-        covered = GtidSet.EMPTY
+        forgotten = want.intersection(self._forgotten.gtids)
+        covered = forgotten
         for gtid in want.intersection(applied):
             if gtid in covered:
                 continue
@@ -240,14 +343,14 @@ class ReplicaCore:
                 yield bundle.build(hlc_max)
                 covered = covered.union(GtidSet.of(*bundle.ops))
                 bundle = _Closure(store, applied, have)
-        if bundle.ops:
-            yield bundle.build(hlc_max)
+        if bundle.ops or forgotten:
+            yield replace(bundle.build(hlc_max), forgotten=forgotten)
 
     def _check(self, batch: WriteBatch, status: ReplicaStatus, now_ms: int, applied: GtidSet) -> ReplicaStatus:
         if status is not ReplicaStatus.OK or batch.gtid in applied:
             return status
         at_ms = physical_ms(batch.version.hlc)
-        if at_ms < now_ms - self._limits.write_age_ms:
+        if at_ms < now_ms - self._limits.write_age_ms or batch.version <= self._forgotten_staged.floor:
             return ReplicaStatus.TOO_OLD
         if at_ms > now_ms + self._limits.clock_skew_ms:
             return ReplicaStatus.CLOCK_SKEW
@@ -273,6 +376,16 @@ class ReplicaCore:
                 store.put_head(head)
         store.put_op(Op(batch.gtid, batch.version, batch.document_ids(), batch.content(), batch.keys))
 
+    def _is_forgotten(self, head: HeadRow, wrote: set[tuple[Version, str]], store: ReplicaStore) -> bool:
+        """Whether this is a tombstone that nothing known here wrote any more: it would be kept for ever."""
+        return (
+            not head.passages
+            and head.version <= self._forgotten_staged.floor
+            and (head.version, head.document_id) not in wrote
+            and store.head(head.document_id) is None
+            and not store.ops_of_version(head.version, head.document_id)
+        )
+
     def _merge_document(self, document: DocumentState, store: ReplicaStore) -> None:
         head = document.head
         assert len(document.passages) == head.passages, "a pulled document is whole"
@@ -295,6 +408,20 @@ class ReplicaCore:
                 kept.append(row)
         if kept:
             store.put_passages(kept)
+
+    def _drop(self, op: Op, store: ForgettingStore) -> None:
+        """Forget an operation. A tombstone is kept as long as an operation that wrote it."""
+        store.drop_op(op)
+        for document_id in op.document_ids:
+            head = store.head(document_id)
+            if head is not None and not head.passages and not store.ops_of_version(head.version, document_id):
+                store.drop_tombstone(document_id)
+
+    def _stage_forgotten(self, added: GtidSet, store: ForgettingStore, *versions: Version) -> None:
+        if added:
+            floor = max(self._forgotten_staged.floor, *versions)
+            self._forgotten_staged = Forgotten(self._forgotten_staged.gtids.union(added), floor)
+            store.put_forgotten(added, floor)
 
     def _move(self, epoch: int, frozen: bool, store: ReplicaStore) -> None:
         store.put_epoch(epoch, frozen)
@@ -319,6 +446,10 @@ def _replaces(head: HeadRow, current: HeadRow | None) -> bool:
     """Whether `head` takes the place of `current`. One version has one count, unless a sender broke that rule on
     replicas that could not know of each other; then the greater count wins on all of them."""
     return current is None or (head.version, head.passages) > (current.version, current.passages)
+
+
+def _documents(heads: Sequence[HeadRow], store: ReplicaRows) -> tuple[DocumentState, ...]:
+    return tuple(DocumentState(head, tuple(store.live_passages(head.document_id))) for head in heads)
 
 
 class _Closure:
@@ -347,6 +478,7 @@ class _Closure:
     def build(self, hlc_max: int) -> PullBundle:
         """The bundle of everything added."""
         return PullBundle(
+            as_of=self._applied,
             covers=GtidSet.of(*self.ops),
             documents=tuple(document for document in self.documents.values() if document is not None),
             staged=tuple(row for op in self.ops.values() for row in self._store.staged_passages(op)),

@@ -102,3 +102,9 @@ class PullBundle:
     staged: tuple[PassageRow, ...]
     ops: tuple[Op, ...]
     hlc_max: int
+    as_of: GtidSet = GtidSet.EMPTY
+    """What the sender had applied when it made the bundle."""
+    forgotten: GtidSet = GtidSet.EMPTY
+    """What was asked for and cannot be sent any more; in the last bundle of a whole state, all that was forgotten."""
+    floor: Version = Version.ZERO
+    """In the last bundle of a whole state: the newest version forgotten."""

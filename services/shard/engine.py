@@ -285,7 +285,7 @@ class Engine:
 
     def _merge(self, bundle: PullBundle, *, mending: bool) -> None:
         try:
-            self._transaction(lambda: self.core.merge(bundle, self._rows), mending=mending)
+            self._transaction(lambda: self._merge_rows(bundle), mending=mending)
             if mending:
                 self.ledger.ops_mended(bundle.covers)
         except StoreFullError as error:
@@ -294,6 +294,9 @@ class Engine:
         except DamagedRowError as error:
             self.note_damage(error.names)
             raise
+
+    def _merge_rows(self, bundle: PullBundle) -> None:
+        self.core.merge(bundle, self._rows)
 
     def _transaction(self, work: Callable[[], None], *, mending: bool = False) -> None:
         """`work` and its consequences as one commit and one view. Raises StoreError, DamagedRowError."""

@@ -184,8 +184,11 @@ def _check_final(history: History, documents: Mapping[str, Sequence[Write]]) -> 
     for document_id, writes in documents.items():
         known = {write.version for write in writes}
         newest = max((write.version for write in writes if write.acked_us is not None and write.version), default=None)
+        deletes = [write.version for write in writes if write.version and not write.contents]
         for replica in history.final:
             head = replica.heads.get(document_id)
+            if head is None and any((newest or Version.ZERO) <= version <= replica.floor for version in deletes):
+                continue  # a tombstone as old may be forgotten
             if newest is not None and (head is None or head < newest):
                 yield Violation("C4", f"{replica.name} lost {document_id}: head {head}, acknowledged {newest}")
             if head is not None and head not in known:

@@ -16,6 +16,7 @@ from services.quorum.status import ReplicaStatus
 from tests.simulation.checker import check
 from tests.simulation.history import History, Hit, Level, Search, Violation, Write, content_of
 from tests.simulation.membership import World, members_record
+from tests.simulation.memory_store import DurableRows
 from tests.simulation.network import Network
 from tests.simulation.replica import SimReplica
 from tests.simulation.router import SimRouter
@@ -67,10 +68,10 @@ class Stage:
         for other in others:
             self.network.cut.difference_update({(one, other), (other, one)})
 
-    def write(self, router: SimRouter, document_id: str) -> Write:
+    def write(self, router: SimRouter, document_id: str, *, delete: bool = False) -> Write:
         """Begin to write one document; time has to pass for anything to happen."""
         self._texts += 1
-        contents = (content_of(document_id, 0, str(self._texts)),)
+        contents = () if delete else (content_of(document_id, 0, str(self._texts)),)
         write = Write(document_id, contents, self._texts, self.timeline.now_us)
         self.history.writes.append(write)
 
@@ -131,8 +132,23 @@ class Stage:
         self._blind()
         return lambda members: with_replaced(members, name, ReplicaRef(successor, successor))
 
-    def violations(self) -> list[Violation]:
-        """What the checker says of what clients saw."""
+    def learner(self, snapshot: DurableRows | None = None) -> SimReplica:
+        """A learner whom everybody knows of."""
+        store, replica = self.world.store, self.world.spawn(snapshot)
+        store.swap(store.record.epoch, store.record.with_learner(ReplicaRef(replica.name, replica.name)))
+        self._blind()
+        self.tell(*self.world.replicas.values(), *self.routers)
+        self.run(LONG_US)
+        return replica
+
+    def forgotten(self, *names: str) -> bool:
+        """Whether all of these have forgotten everything that was written so far."""
+        self.run(2 * LONG_US)
+        return all(not self.replica(name).durable.ops for name in names)
+
+    def violations(self, *final: str) -> list[Violation]:
+        """What the checker says of what clients saw, and of these replicas as they are now."""
+        self.history.final += [self.replica(name).final() for name in final]
         return check(self.history)
 
 
@@ -195,6 +211,7 @@ def acknowledged_by_a_removed_voter(parts: Parts) -> list[Violation]:
     r0, r1, r3 = (stage.replica(name) for name in ("r0", "r1", "r3"))
     stage.cut("r2", ["r3"])
     stage.cut("q0", ["r0", "r1"])
+    stage.tell(r3)
     union = stage.fence("r0").union(stage.fence("r1"))
     stage.catch_up("r3", union, ["r0", "r1"])
     stage.activate()
@@ -259,15 +276,85 @@ def a_router_two_epochs_behind(parts: Parts) -> list[Violation]:
     return stage.violations()
 
 
+def forgotten_behind_a_learner(parts: Parts) -> list[Violation]:
+    """A learner is cut off; what is written meanwhile is old enough to be forgotten; then it is back."""
+    stage = Stage(parts)
+    router = stage.routers[0]
+    learner = stage.learner()
+    assert _acked(stage, stage.write(router, "doc"))
+    hosts = ["r0", "r1", "r2", "q0", "q1"]
+    stage.cut(learner.name, hosts)
+    assert _acked(stage, stage.write(router, "doc", delete=True))
+    stage.run(2 * LONG_US)
+    stage.join(learner.name, hosts)
+    stage.run(3 * LONG_US)
+    return stage.violations("r0", "r1", "r2", learner.name)
+
+
+def pulled_before_a_delete_and_merged_after_it_was_forgotten(parts: Parts) -> list[Violation]:
+    """A voter asks for a document; the answer is on its way while the document is deleted and the delete forgotten."""
+    stage = Stage(parts)
+    router = stage.routers[0]
+    stage.cut("r2", ["r0", "r1", "q0"])
+    assert _acked(stage, stage.write(router, "doc"))
+    r0, r2 = stage.replica("r0"), stage.replica("r2")
+    late = r0.bundles(r0.core.applied, GtidSet.EMPTY)
+    stage.join("r2", ["r1", "q0"])
+    assert _acked(stage, stage.write(router, "doc", delete=True))
+    stage.join("r2", ["r0"])
+    assert stage.forgotten("r0", "r1", "r2")
+    for bundle in late:
+        r2.on_bundle(bundle)
+    stage.run(LONG_US)
+    stage.cut("q0", ["r0"])
+    for _ in range(8):
+        stage.search(router)
+    return stage.violations("r0", "r1", "r2")
+
+
+def a_snapshot_older_than_a_forgotten_delete(parts: Parts) -> list[Violation]:
+    """A learner begins with rows from before a delete that everybody has forgotten since."""
+    stage = Stage(parts)
+    router = stage.routers[0]
+    assert _acked(stage, stage.write(router, "doc"))
+    snapshot = DurableRows()
+    snapshot.copy_rows(stage.replica("r0").durable)
+    assert _acked(stage, stage.write(router, "doc", delete=True))
+    assert stage.forgotten("r0", "r1", "r2")
+    stage.learner(snapshot)
+    stage.run(2 * LONG_US)
+    for _ in range(8):
+        stage.search(router)
+    return stage.violations()
+
+
+def a_batch_older_than_a_forgotten_delete(parts: Parts) -> list[Violation]:
+    """What a router sent before a delete arrives after everybody has forgotten the delete."""
+    stage = Stage(parts)
+    late, router = stage.routers
+    stage.cut("q0", ["r0", "r1", "r2"])
+    write = _begin_with_version(stage, late, ahead_ms=0)
+    stage.run(LONG_US)
+    assert write.acked_us is None
+    assert _acked(stage, stage.write(router, "doc"))
+    assert _acked(stage, stage.write(router, "doc", delete=True))
+    assert stage.forgotten("r0", "r1", "r2")
+    stage.join("q0", ["r0", "r1", "r2"])
+    Writing(late, [write], False, lambda gtids: None).begin()
+    stage.run(LONG_US)
+    stage.search(router)
+    return stage.violations("r0", "r1", "r2")
+
+
 def _acked(stage: Stage, write: Write) -> bool:
     stage.run(LONG_US)
     return write.acked_us is not None
 
 
-def _begin_with_version(stage: Stage, router: SimRouter) -> Write:
+def _begin_with_version(stage: Stage, router: SimRouter, ahead_ms: int = 1_000) -> Write:
     """Begin a write whose version is chosen already, so that nobody is asked for a clock."""
     write = Write("doc", (content_of("doc", 0, "late"),), 98, stage.timeline.now_us)
-    write.version = router.clock.next(router.now_ms() + 1_000)
+    write.version = router.clock.next(router.now_ms() + ahead_ms)
     stage.history.writes.append(write)
 
     def done(gtids: GtidSet | None) -> None:
@@ -284,4 +371,8 @@ SCHEDULES: tuple[Schedule, ...] = (
     acknowledged_by_a_removed_voter,
     acknowledged_before_the_disk_was_lost,
     a_router_two_epochs_behind,
+    forgotten_behind_a_learner,
+    pulled_before_a_delete_and_merged_after_it_was_forgotten,
+    a_snapshot_older_than_a_forgotten_delete,
+    a_batch_older_than_a_forgotten_delete,
 )

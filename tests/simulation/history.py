@@ -75,6 +75,8 @@ class FinalReplica:
     applied: bytes
     heads: dict[str, Version]
     live: LiveState
+    floor: Version = Version.ZERO
+    """The newest version that it has forgotten: a tombstone as old may be gone."""
 
 
 @dataclass(slots=True)

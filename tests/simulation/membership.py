@@ -17,6 +17,7 @@ from services.quorum.shard_record import (
 from tests.simulation.controlling import SimController
 from tests.simulation.faults import Fault, Nemesis
 from tests.simulation.history import History
+from tests.simulation.memory_store import DurableRows
 from tests.simulation.network import Host, Network
 from tests.simulation.record_store import RecordStore
 from tests.simulation.replica import SimReplica
@@ -42,11 +43,13 @@ class World:
         for replica in self.replicas.values():
             replica.follow(self.store, record, self.replicas)
 
-    def spawn(self, source: SimReplica | None = None) -> SimReplica:
-        """A replica that was never there, empty or with the rows that `source` has now: a snapshot restored."""
+    def spawn(self, snapshot: DurableRows | None = None) -> SimReplica:
+        """A replica that was never there, empty or with the rows of a snapshot."""
         replica = self._make()
-        if source is not None:
-            replica.durable.copy_rows(source.durable)
+        replica.joined = False
+        if snapshot is not None:
+            replica.restored = True
+            replica.durable.copy_rows(snapshot)
         replica.follow(self.store, self.store.record, self.replicas)
         return replica
 
@@ -77,6 +80,7 @@ class MemberNemesis(Nemesis):
         super().__init__(timeline, network, self._members, routers, until_us)
         self._world = world
         self._controllers = controllers
+        self._snapshots: list[DurableRows] = []
         self._restless = False
         """Whether members change in this seed."""
 
@@ -97,9 +101,11 @@ class MemberNemesis(Nemesis):
             self._replace,
             self._add_or_remove,
             self._learner,
+            self._take_snapshot,
             self._lose_disk,
             self._crash_controller,
             self._abort,
+            self._hold_router,
         )
         return (*usual, *changes)
 
@@ -142,9 +148,9 @@ class MemberNemesis(Nemesis):
         if len(self._world.store.record.members.learners) >= LEARNERS_MAX:
             self._change(_Planner(self._world, self._timeline, "remove learner"))
             return
-        source = self._pick() if random.random() < 0.5 else None
+        snapshot = random.choice(self._snapshots) if self._snapshots and random.random() < 0.6 else None
         later_us = random.choice((0, 0, 200 * MS))
-        replica = self._world.spawn(source)
+        replica = self._world.spawn(snapshot)
         ref = ReplicaRef(replica.name, replica.name)
         self._timeline.after(
             later_us,
@@ -152,6 +158,12 @@ class MemberNemesis(Nemesis):
                 lambda record: record.with_learner(ref) if ref.replica_id not in record.removed else None
             ),
         )
+
+    def _take_snapshot(self) -> None:
+        """What one member has on its disk now, for a learner that comes later."""
+        snapshot = DurableRows()
+        snapshot.copy_rows(self._pick().durable)
+        self._snapshots.append(snapshot)
 
     def _lose_disk(self) -> None:
         """A voter is gone for good with its disk. One at a time: N - W of them may be missed, no more."""
@@ -171,6 +183,16 @@ class MemberNemesis(Nemesis):
         if controller.up:
             controller.die()
             self._timeline.after(self._a_while(), lambda: None if controller.up else controller.start())
+
+    def _hold_router(self) -> None:
+        """What one router sends takes long, and is old when it arrives."""
+        router = self._timeline.random.choice(self._routers)
+        self._network.late_us[router.name] = 900 * MS
+
+        def release() -> None:
+            self._network.late_us.pop(router.name, None)
+
+        self._timeline.after(self._a_while(), release)
 
     def _abort(self) -> None:
         controller = self._idle()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from services.quorum.clock import Version
 from services.quorum.gtid import Gtid, GtidSet
+from services.quorum.replica import Forgotten
 from services.quorum.rows import HeadRow, Op, PassageRow, WriteBatch
 
 Passages = dict[tuple[Version, int], PassageRow]
@@ -22,13 +23,23 @@ class DurableRows:
         self.applied_set = GtidSet.EMPTY
         self.hlc_max = 0
         self.epoch: tuple[int, bool] | None = None
+        self.lost = Forgotten()
+
+    def forgotten(self) -> Forgotten:
+        return self.lost
+
+    def heads_of_all(self) -> Iterator[HeadRow]:
+        yield from self.heads.values()
+
+    def ops_of_all(self) -> Iterator[Op]:
+        yield from self.ops.values()
 
     def copy_rows(self, other: DurableRows) -> None:
         """Take over what another disk holds, its epoch excepted: that belongs to whose disk it is."""
         self.heads, self.ops = dict(other.heads), dict(other.ops)
         self.passages = {document_id: dict(rows) for document_id, rows in other.passages.items()}
         self.writers = {name: list(gtids) for name, gtids in other.writers.items()}
-        self.applied_set, self.hlc_max = other.applied_set, other.hlc_max
+        self.applied_set, self.hlc_max, self.lost = other.applied_set, other.hlc_max, other.lost
 
     def head(self, document_id: str) -> HeadRow | None:
         return self.heads.get(document_id)
@@ -69,8 +80,13 @@ class Transaction(DurableRows):
         super().__init__()
         self._base = base
         self.touched: dict[str, None] = {}
+        self.dropped_ops: dict[Gtid, Op] = {}
+        self.dropped_heads: set[str] = set()
+        self.lost = base.lost
 
     def head(self, document_id: str) -> HeadRow | None:
+        if document_id in self.dropped_heads:
+            return None
         return self.heads.get(document_id) or self._base.head(document_id)
 
     def rows_of(self, document_id: str) -> Passages:
@@ -78,7 +94,35 @@ class Transaction(DurableRows):
         return self._base.rows_of(document_id) if own is None else own
 
     def op(self, gtid: Gtid) -> Op | None:
+        if gtid in self.dropped_ops:
+            return None
         return self.ops.get(gtid) or self._base.op(gtid)
+
+    def ops_of_version(self, version: Version, document_id: str) -> list[Gtid]:
+        own = [op.gtid for op in self.ops.values() if op.version == version and document_id in op.document_ids]
+        known = dict.fromkeys((*self._base.ops_of_version(version, document_id), *own))
+        return [gtid for gtid in known if gtid not in self.dropped_ops]
+
+    def oldest_ops(self, hlc: int, among: GtidSet, limit: int) -> list[Op]:
+        found = [op for op in self._base.ops.values() if op.version.hlc <= hlc and op.gtid in among]
+        return sorted(found, key=lambda op: op.version)[:limit]
+
+    def drop_op(self, op: Op) -> None:
+        self.ops.pop(op.gtid, None)
+        self.dropped_ops[op.gtid] = op
+        for document_id in op.document_ids:
+            head = self.head(document_id)
+            if head is None or head.version != op.version:
+                rows = self.rows_of(document_id)
+                self.passages[document_id] = {key: row for key, row in rows.items() if key[0] != op.version}
+
+    def drop_tombstone(self, document_id: str) -> None:
+        self.heads.pop(document_id, None)
+        self.dropped_heads.add(document_id)
+        self.touched[document_id] = None
+
+    def put_forgotten(self, added: GtidSet, floor: Version) -> None:
+        self.lost = Forgotten(self.lost.gtids.union(added), floor)
 
     def damaged(self, document_ids: Sequence[str]) -> bool:
         return False
@@ -92,6 +136,7 @@ class Transaction(DurableRows):
 
     def put_head(self, head: HeadRow) -> None:
         self.heads[head.document_id] = head
+        self.dropped_heads.discard(head.document_id)
         kept = {key: row for key, row in self.rows_of(head.document_id).items() if key[0] >= head.version}
         self.passages[head.document_id] = kept
         self.touched[head.document_id] = None
@@ -107,6 +152,7 @@ class Transaction(DurableRows):
 
     def put_op(self, op: Op) -> None:
         self.ops[op.gtid] = op
+        self.dropped_ops.pop(op.gtid, None)
 
     def put_state(self, applied_added: GtidSet, hlc_max: int) -> None:
         self.applied_set = self.applied_set.union(applied_added)
@@ -119,12 +165,19 @@ class Transaction(DurableRows):
         """Everything becomes durable in one step."""
         base = self._base
         base.heads.update(self.heads)
+        for document_id in self.dropped_heads:
+            base.heads.pop(document_id, None)
         base.passages.update(self.passages)
         for gtid, op in self.ops.items():
             if gtid not in base.ops:
                 base.ops[gtid] = op
                 for document_id in op.document_ids:
                     base.writers.setdefault((op.version, document_id), []).append(gtid)
+        for op in self.dropped_ops.values():
+            if base.ops.pop(op.gtid, None) is not None:
+                for document_id in op.document_ids:
+                    base.writers[(op.version, document_id)].remove(op.gtid)
+        base.lost = self.lost
         base.applied_set = base.applied_set.union(self.applied_set)
         base.hlc_max = max(base.hlc_max, self.hlc_max)
         base.epoch = self.epoch or base.epoch

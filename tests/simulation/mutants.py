@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from services.quorum.coalesce import Coalescer
 from services.quorum.controller import Controller
 from services.quorum.gtid import Gtid, GtidSet
 from services.quorum.members import Members, ReplicaRef
-from services.quorum.replica import ReplicaCore, ReplicaRows, ReplicaStore, Summary
+from services.quorum.replica import Forgotten, ReplicaCore, ReplicaRows, ReplicaStore, Summary
 from services.quorum.rows import DocumentState, Op, PullBundle, WriteBatch
 from services.quorum.shard_record import ShardRecord, ShardState
+from services.quorum.stable_cut import StableCut
 from services.quorum.status import ReplicaStatus
 from services.quorum.summary import SummaryRound
 from services.quorum.write import WriteRound
@@ -20,6 +21,7 @@ from tests.simulation.cluster import Parts
 from tests.simulation.controlling import SimController
 from tests.simulation.directed import Schedule
 from tests.simulation.memory_store import DurableRows, Transaction
+from tests.simulation.record_store import RecordStore
 from tests.simulation.replica import Answer, Job, SimReplica, View
 from tests.simulation.router import SimRouter
 from tests.simulation.timeline import MS
@@ -340,6 +342,62 @@ class LearnersVote(SimRouter):
             self.members = Members(record.epoch, members.all(), members.read_quorum, members.write_quorum)
 
 
+class _NoFloor(ReplicaCore):
+    def _check(self, batch: WriteBatch, status: ReplicaStatus, now_ms: int, applied: GtidSet) -> ReplicaStatus:
+        staged, self._forgotten_staged = self._forgotten_staged, Forgotten()
+        answer = super()._check(batch, status, now_ms, applied)
+        self._forgotten_staged = staged
+        return answer
+
+
+class NoFloor(SimReplica):
+    """Accepts batches older than what it has forgotten."""
+
+    core_type = _NoFloor
+
+
+class ForgetsByAge(SimReplica):
+    """Forgets by age alone, whoever may not have applied it yet."""
+
+    def forgettable(self, cut: StableCut) -> GtidSet:
+        return self.core.applied
+
+
+class CutWithoutLearners(SimReplica):
+    """Asks only voters what may be forgotten."""
+
+    def cut_ids(self) -> frozenset[str]:
+        assert self._follower is not None
+        return frozenset(voter.replica_id for voter in self._follower.record.members.voters)
+
+
+class _MergesAnything(ReplicaCore):
+    def merge(self, bundle: PullBundle, store: ReplicaStore) -> bool:
+        return super().merge(replace(bundle, as_of=bundle.as_of.union(self._forgotten_staged.gtids)), store)
+
+
+class MergesAnything(SimReplica):
+    """Merges what a peer sent before it had applied what is forgotten here."""
+
+    core_type = _MergesAnything
+
+
+class JoinsAtOnce(SimReplica):
+    """Serves before it has all that its peers have forgotten."""
+
+    def follow(self, store: RecordStore, record: ShardRecord, world: Mapping[str, SimReplica]) -> None:
+        self.joined = True
+        super().follow(store, record, world)
+
+
+class OldSnapshot(SimReplica):
+    """Takes a whole state on top of a snapshot that lacks forgotten deletes."""
+
+    def follow(self, store: RecordStore, record: ShardRecord, world: Mapping[str, SimReplica]) -> None:
+        self.restored = False
+        super().follow(store, record, world)
+
+
 @dataclass(frozen=True, slots=True)
 class Mutant:
     """A broken protocol, and within how many seeds it must be noticed: several times what it took when it was added.
@@ -394,6 +452,14 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "acks-across-epochs": Mutant(Parts(router=AcksAcrossEpochs), schedule=directed.acknowledged_by_a_removed_voter),
     "learners-vote": Mutant(Parts(router=LearnersVote), 60),
+    "no-floor": Mutant(Parts(replica=NoFloor), schedule=directed.a_batch_older_than_a_forgotten_delete),
+    "forgets-by-age": Mutant(Parts(replica=ForgetsByAge), 60),
+    "cut-without-learners": Mutant(Parts(replica=CutWithoutLearners), schedule=directed.forgotten_behind_a_learner),
+    "merges-anything": Mutant(
+        Parts(replica=MergesAnything), schedule=directed.pulled_before_a_delete_and_merged_after_it_was_forgotten
+    ),
+    "joins-at-once": Mutant(Parts(replica=JoinsAtOnce), 60),
+    "old-snapshot": Mutant(Parts(replica=OldSnapshot), schedule=directed.a_snapshot_older_than_a_forgotten_delete),
     "read-one-of-three": Mutant(Parts(config="3/1/2"), 5, "Reads one voter of three, writes two: R + W = N."),
     "read-two-of-five": Mutant(Parts(config="5/2/3"), 10, "Reads two voters of five, writes three: R + W = N."),
 }

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
 
-from services.quorum.clock import Version
+from services.quorum.clock import Version, pack
 from services.quorum.gtid import GtidSet
-from services.quorum.replica import ReplicaCore, Summary
+from services.quorum.replica import ReplicaCore, ReplicaLimits, Summary
 from services.quorum.rows import PassageRow, PullBundle, WriteBatch
 from services.quorum.shard_record import ShardRecord, ShardState
+from services.quorum.stable_cut import StableCut
 from services.quorum.status import ReplicaStatus
 from tests.simulation.checker import rank
 from tests.simulation.history import FinalReplica, History, Hit, LiveState
@@ -28,6 +29,10 @@ SETTLE_US = 10 * MS
 CALL_US = 60 * MS
 BATCHES_PER_COMMIT = 8
 DOCUMENTS_PER_BUNDLE = 2
+KEEP_MS = 100
+"""How old an operation must be to be forgotten: so little that only the cut and the floor protect anything."""
+FORGET_OPS = 6
+LIMITS = ReplicaLimits()
 BACKLOG_MAX = 16
 """Bundles waiting for the writer; production awaits each merge before it reads on."""
 
@@ -84,7 +89,31 @@ class PendingFence:
     answer: Answer
 
 
-Job = PendingWrite | PendingFence | ShardRecord | PullBundle
+@dataclass(frozen=True, slots=True)
+class PendingForget:
+    """Operations that every member has applied, waiting to be forgotten."""
+
+    cut: GtidSet
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class WholeState:
+    """A peer's whole state, waiting for the writer."""
+
+    bundles: tuple[PullBundle, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """A replica's answer to gossip. `joined`: it shows nothing without the batch that wrote it."""
+
+    applied: GtidSet
+    epoch: int
+    joined: bool
+
+
+Job = PendingWrite | PendingFence | PendingForget | ShardRecord | PullBundle | WholeState
 """What the writer does, in order; a record is learned."""
 
 
@@ -105,7 +134,12 @@ class SimReplica(Host):
         """Its disk is lost, or it was told that it is no member any more: it never starts again."""
         self.tear = False
         """Crash at the next commit, before or after it."""
+        self.joined = True
+        """False until a replica that came later has all that its peers might have forgotten; it shows nothing then."""
+        self.restored = False
+        """Began with the rows of a snapshot."""
         self._follower: RecordFollower | None = None
+        self._cut = StableCut(0, ())
         self.start()
 
     def follow(self, store: RecordStore, record: ShardRecord, world: Mapping[str, SimReplica]) -> None:
@@ -138,7 +172,10 @@ class SimReplica(Host):
             record = self._follower.record
             place = (record.epoch, record.state is ShardState.FROZEN)
         epoch, frozen = max(place, self.durable.epoch or place)
-        return self.core_type(self.name, epoch, self.durable.applied_set, self.durable.hlc_max, frozen=frozen)
+        rows = self.durable
+        return self.core_type(
+            self.name, epoch, rows.applied_set, rows.hlc_max, LIMITS, frozen=frozen, forgotten=rows.lost
+        )
 
     # Membership.
 
@@ -180,6 +217,8 @@ class SimReplica(Host):
             for holder in holders:
                 if holder in self.peers:
                     self.pull(holder, missing)
+        else:
+            self.joined = True
         answer(self.core.applied)
 
     def _meet(self) -> None:
@@ -241,6 +280,11 @@ class SimReplica(Host):
                 self.core.learn(job.epoch, job.state is ShardState.FROZEN, transaction)
             elif isinstance(job, PendingFence):
                 answers.append((job.answer, self.core.fence(job.epoch, transaction)))
+            elif isinstance(job, PendingForget):
+                oldest = pack(self.now_ms() - KEEP_MS)
+                self.core.forget(job.cut, job.epoch, oldest, transaction, FORGET_OPS)
+            elif isinstance(job, WholeState):
+                self.core.install(job.bundles, transaction)
             else:
                 (status,) = self.core.apply([(job.batch, job.epoch)], self.now_ms(), transaction)
                 answers.append((job.answer, status))
@@ -271,11 +315,12 @@ class SimReplica(Host):
     def show(self, view: View) -> None:
         """Replace the view and serve the searches that waited for it."""
         self.view = view
-        states = self.history.views.setdefault(view.applied.digest(), {})
-        states.setdefault(self.live_state(), self.name)
+        if self.joined:
+            states = self.history.views.setdefault(view.applied.digest(), {})
+            states.setdefault(self.live_state(), self.name)
         waiting, self._waiting = self._waiting, []
         for query, answer in waiting:
-            if view.applied.issuperset(query.require):
+            if self.joined and view.applied.issuperset(query.require):
                 self._search(query, answer)
             else:
                 self._waiting.append((query, answer))
@@ -300,13 +345,14 @@ class SimReplica(Host):
     def final(self) -> FinalReplica:
         """What the checker compares after healing."""
         heads = {document_id: head.version for document_id, head in self.durable.heads.items()}
-        return FinalReplica(self.name, self.core.applied.digest(), heads, self.live_state())
+        floor = self.core.forgotten.floor
+        return FinalReplica(self.name, self.core.applied.digest(), heads, self.live_state(), floor)
 
     # Searching.
 
     def on_search(self, query: Query, answer: Callable[[Found], None]) -> None:
         """A search arrives: answered from one view that contains `require`, after waiting and pulling for it."""
-        if self.view.applied.issuperset(query.require):
+        if self.joined and self.view.applied.issuperset(query.require):
             self._search(query, answer)
             return
         self._waiting.append((query, answer))
@@ -350,24 +396,66 @@ class SimReplica(Host):
 
     def pull(self, peer: str, want: GtidSet) -> None:
         """Ask a peer for batches; what comes is merged as it arrives. A backlog is worked off first."""
-        if sum(isinstance(job, PullBundle) for job in self._queue) > BACKLOG_MAX:
+        if sum(isinstance(job, PullBundle) for job in self._queue) > BACKLOG_MAX or not self.is_member():
             return
         target, life = self.peers[peer], self.life
-        have = self.core.applied
+        have, epoch = self.core.applied, self._known_epoch()
 
         def deliver(bundle: PullBundle) -> None:
             if self.life == life:
                 self.on_bundle(bundle)
+                if bundle.forgotten.difference(self.core.applied):
+                    self.on_forgotten(target)
 
         def serve() -> None:
-            for bundle in target.bundles(want, have):
-                self.network.send(target, self, lambda bundle=bundle: deliver(bundle))  # type: ignore[misc]
+            if target.has_read(epoch):
+                for bundle in target.bundles(want, have):
+                    self.network.send(target, self, lambda bundle=bundle: deliver(bundle))  # type: ignore[misc]
 
         self.network.send(self, target, serve)
 
     def bundles(self, want: GtidSet, have: GtidSet) -> list[PullBundle]:
         """What this replica sends for a pull."""
         return list(self.core.pull(want, self.durable, DOCUMENTS_PER_BUNDLE, have))
+
+    def on_forgotten(self, target: SimReplica) -> None:
+        """A peer has forgotten what is missing here. Only one that began empty may take its whole state instead."""
+        if self.joined:
+            return
+        if self.restored:
+            self.gone = True
+            self.die()
+            return
+        life, epoch = self.life, self._known_epoch()
+
+        def deliver(bundles: tuple[PullBundle, ...]) -> None:
+            if self.life == life and not any(isinstance(job, WholeState) for job in self._queue):
+                self._queue.append(WholeState(bundles))
+                self._work()
+
+        def serve() -> None:
+            if target.has_read(epoch) and target.joined:
+                bundles = tuple(target.core.state(target.durable, DOCUMENTS_PER_BUNDLE))
+                self.network.send(target, self, lambda: deliver(bundles))
+
+        self.network.send(self, target, serve)
+
+    def is_member(self) -> bool:
+        """Whether the record known here names this replica: before that it asks nobody for rows."""
+        return self._follower is None or self.name in self.known_ids()
+
+    def has_read(self, epoch: int) -> bool:
+        """Whether this replica is in an epoch at least as new; if not, it reads the record now."""
+        if epoch > self.core.epoch:
+            self.refresh()
+        return epoch <= self.core.epoch
+
+    def declares(self) -> Declaration:
+        """What this replica tells its peers."""
+        return Declaration(self.core.applied, -1 if self.core.frozen else self.core.epoch, self.joined)
+
+    def _known_epoch(self) -> int:
+        return EPOCH if self._follower is None else self._follower.record.epoch
 
     def _gossip(self) -> None:
         random = self.timeline.random
@@ -376,13 +464,42 @@ class SimReplica(Host):
             return
         peer = random.choice(sorted(self.peers))
 
-        def heard(theirs: GtidSet | None) -> None:
-            if theirs is not None and theirs.difference(self.core.applied):
-                self.later(SETTLE_US, lambda: self._catch_up(peer, theirs))
+        def heard(told: Declaration | None) -> None:
+            if told is not None:
+                self._heard(peer, told)
 
         target = self.peers[peer]
-        self.network.call(self, target, lambda reply: reply(target.core.applied), heard, CALL_US)
+        self.network.call(self, target, lambda reply: reply(target.declares()), heard, CALL_US)
         self.later(int(GOSSIP_US * (0.75 + random.random() / 2)), self._gossip)
+
+    def _heard(self, peer: str, told: Declaration) -> None:
+        if told.applied.difference(self.core.applied):
+            self.later(SETTLE_US, lambda: self._catch_up(peer, told.applied))
+        elif told.joined and self._follower is not None and self.is_member() and told.epoch >= self._known_epoch():
+            self.joined = True
+        if self._follower is not None and self.joined:
+            self._forget(peer, told)
+
+    def _forget(self, peer: str, told: Declaration) -> None:
+        """Note what a member has applied; forget what all of them have, now and then."""
+        assert self._follower is not None
+        record = self._follower.record
+        if record.epoch != self._cut.epoch:
+            self._cut = StableCut(record.epoch, (name for name in self.cut_ids() if name != self.name))
+        self._cut.heard(peer, told.epoch, told.applied)
+        if record.state is ShardState.ACTIVE and record.epoch == self.core.epoch:
+            cut = self.forgettable(self._cut)
+            if cut.difference(self.core.forgotten.gtids):
+                self._queue.append(PendingForget(cut, record.epoch))
+                self._work()
+
+    def cut_ids(self) -> frozenset[str]:
+        """Who must have applied what is forgotten."""
+        return self.known_ids()
+
+    def forgettable(self, cut: StableCut) -> GtidSet:
+        """What may be forgotten."""
+        return cut.cut(self.core.applied)
 
     def _catch_up(self, peer: str, theirs: GtidSet) -> None:
         missing = theirs.difference(self.core.applied)
