@@ -345,7 +345,7 @@ class SimReplica(Host):
     def final(self) -> FinalReplica:
         """What the checker compares after healing."""
         heads = {document_id: head.version for document_id, head in self.durable.heads.items()}
-        floor = self.core.forgotten.floor
+        floor = self.durable.lost.floor
         return FinalReplica(self.name, self.core.applied.digest(), heads, self.live_state(), floor)
 
     # Searching.
