@@ -97,7 +97,10 @@ class ForgettingStore(ReplicaStore, Protocol):
         """Some of the operations `among` these with a version of at most this clock reading."""
 
     def drop_op(self, op: Op) -> None:
-        """Forget an operation, and passages of its version that never became live."""
+        """Forget an operation."""
+
+    def drop_staged(self, document_id: str, version: Version) -> None:
+        """Forget passages of a version whose head never arrived, or arrived and was replaced."""
 
     def drop_tombstone(self, document_id: str) -> None:
         """Forget the head of a deleted document."""
@@ -410,11 +413,16 @@ class ReplicaCore:
             store.put_passages(kept)
 
     def _drop(self, op: Op, store: ForgettingStore) -> None:
-        """Forget an operation. A tombstone is kept as long as an operation that wrote it."""
+        """Forget an operation. What it wrote is kept as long as another operation of the same version, which may be
+        asked for: a tombstone, and passages whose head has not arrived."""
         store.drop_op(op)
         for document_id in op.document_ids:
+            if store.ops_of_version(op.version, document_id):
+                continue
             head = store.head(document_id)
-            if head is not None and not head.passages and not store.ops_of_version(head.version, document_id):
+            if head is None or head.version != op.version:
+                store.drop_staged(document_id, op.version)
+            elif not head.passages:
                 store.drop_tombstone(document_id)
 
     def _stage_forgotten(self, added: GtidSet, store: ForgettingStore, *versions: Version) -> None:

@@ -200,6 +200,54 @@ def fence_between_receipt_and_commit(parts: Parts) -> list[Violation]:
     return stage.violations()
 
 
+def fenced_one_of_two(parts: Parts) -> list[Violation]:
+    """Two voters hold a write; the controller reaches the third alone, and one of the two only when it is fenced."""
+    stage = Stage(parts)
+    router = stage.routers[1]
+    controller = parts.controller("c0", stage.timeline, stage.network, stage.world.store, stage.world.replicas)
+    stage.write(router, "doc")
+    stage.run(LONG_US)
+    stage.cut("r0", ["q1", "r1", "r2"])
+    assert _acked(stage, stage.write(router, "doc"))
+    stage.cut("c0", ["r1", "r2"])
+    plan = stage.replacing("r2")
+    controller.change(lambda record: (plan(record.members), frozenset()))
+    stage.run(5 * MS)
+    stage.tell(stage.replica("r0"), stage.replica("r3"))
+    stage.run(100 * MS)
+    stage.cut("r2", ["r3"])
+    stage.join("c0", ["r1"])
+    stage.run(LONG_US)
+    stage.tell(router, *(stage.replica(name) for name in ("r0", "r1", "r3")))
+    stage.join("r0", ["q1"])
+    stage.cut("q1", ["r1"])
+    stage.search(router)
+    return stage.violations()
+
+
+def written_after_the_fence(parts: Parts) -> list[Violation]:
+    """A router that knows nothing of the change writes to a fenced voter and to the one that was replaced."""
+    stage = Stage(parts)
+    old, new = stage.routers
+    stage.write(new, "doc")
+    stage.run(LONG_US)
+    stage.freeze(stage.replacing("r2"))
+    stage.tell(stage.replica("r3"))
+    union = stage.fence("r0").union(stage.fence("r1"))
+    stage.tell(stage.replica("r0"))
+    stage.catch_up("r3", union, ["r0"])
+    stage.activate()
+    stage.tell(new, stage.replica("r0"), stage.replica("r3"))
+    stage.cut("q0", ["r0"])
+    for other in ("r1", "r2"):
+        stage.cut(other, ["r0", "r3"])
+    stage.write(old, "doc")
+    stage.run(LONG_US)
+    stage.cut("q1", ["r1"])
+    stage.search(new)
+    return stage.violations()
+
+
 def acknowledged_by_a_removed_voter(parts: Parts) -> list[Violation]:
     """One voter applies a batch and is replaced before anybody else hears of it; the router then asks its successor."""
     stage = Stage(parts)
@@ -368,6 +416,8 @@ Schedule = Callable[["Parts"], list[Violation]]
 SCHEDULES: tuple[Schedule, ...] = (
     read_in_a_frozen_epoch,
     fence_between_receipt_and_commit,
+    fenced_one_of_two,
+    written_after_the_fence,
     acknowledged_by_a_removed_voter,
     acknowledged_before_the_disk_was_lost,
     a_router_two_epochs_behind,

@@ -110,11 +110,10 @@ class Transaction(DurableRows):
     def drop_op(self, op: Op) -> None:
         self.ops.pop(op.gtid, None)
         self.dropped_ops[op.gtid] = op
-        for document_id in op.document_ids:
-            head = self.head(document_id)
-            if head is None or head.version != op.version:
-                rows = self.rows_of(document_id)
-                self.passages[document_id] = {key: row for key, row in rows.items() if key[0] != op.version}
+
+    def drop_staged(self, document_id: str, version: Version) -> None:
+        rows = self.rows_of(document_id)
+        self.passages[document_id] = {key: row for key, row in rows.items() if key[0] != version}
 
     def drop_tombstone(self, document_id: str) -> None:
         self.heads.pop(document_id, None)
