@@ -8,7 +8,7 @@ needs no unit.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -19,10 +19,13 @@ HALF_LIFE_S: Final = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """How much what is held and what is scanned count. Raises ValueError."""
+    """How much what is held and what is scanned count. Raises ValueError.
 
-    held: float = 0.5
-    scanned: float = 0.5
+    With halves a shard may do 1.5 times the mean's work while its load looks even (docs/placement.md).
+    """
+
+    held: float = 0.2
+    scanned: float = 0.8
 
     def __post_init__(self) -> None:
         if self.held < 0 or self.scanned < 0 or self.held + self.scanned <= 0:
@@ -52,6 +55,15 @@ class CellLoads:
         if held.shape != counters.shape or not row_bytes > 0:
             raise ValueError(f"{len(held)} cells with rows of {row_bytes} bytes, {len(counters)} with probes")
         return cls(held, held.astype(np.float64) * row_bytes, np.zeros(len(held)), row_bytes, now_s, counters)
+
+    @classmethod
+    def measured(cls, rows: Sequence[int], row_bytes: float, probes_per_s: Sequence[float]) -> CellLoads:
+        """Of rates that are known already. Raises ValueError."""
+        made = cls.first(0.0, rows, row_bytes, [0] * len(rows))
+        rates = np.asarray(probes_per_s, dtype=np.float64)
+        if rates.shape != made.rows.shape or not np.isfinite(rates).all() or rates.min() < 0:
+            raise ValueError(f"{len(rows)} cells, rates {rates.shape}; they are finite and not negative")
+        return replace(made, probes_per_s=rates)
 
     def observed(self, now_s: float, rows: Sequence[int], probes: Sequence[int]) -> CellLoads:
         """After a further look. A counter that fell began anew, as after a restart. Raises ValueError."""

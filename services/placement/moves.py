@@ -1,5 +1,7 @@
 """A bounded plan of moves from the assignment that is: one cell at a time, each with its reason.
 
+A cell is a bucket of the topology's table; under hash placement buckets move by the same rules.
+
 Every step takes a cell off the most loaded shard and leaves both shards of the step below what that one had, so the
 greatest load never rises and no assignment comes back. Among steps that help much the one that copies few rows for what
 it gains is taken, since rows are what a move costs.
@@ -43,7 +45,7 @@ class Move:
     def reason(self) -> str:
         """For people."""
         return (
-            f"cell {self.cell} ({self.load:.2%} of the load, {self.rows} rows) from shard {self.source} "
+            f"bucket {self.cell} ({self.load:.2%} of the load, {self.rows} rows) from shard {self.source} "
             f"({self.source_before:.2%} -> {self.source_after:.2%}) to shard {self.target} "
             f"({self.target_before:.2%} -> {self.target_after:.2%})"
         )
@@ -56,6 +58,8 @@ class Plan:
     moves: tuple[Move, ...]
     owners: tuple[int, ...]
     """cell -> shard after all moves."""
+    balanced: bool
+    """Within the threshold before any move, so none is made."""
     imbalance_before: float
     imbalance_after: float
     verdict: str
@@ -89,7 +93,7 @@ def plan(
     before = imbalance(shard_loads(shares, table, shards))
     if before <= threshold:
         verdict = f"balanced: max/mean {before:.2f} is within {threshold:g}; nothing needs to move"
-        return Plan((), tuple(table), before, before, verdict)
+        return Plan((), tuple(table), True, before, before, verdict)
     made: list[Move] = []
     while len(made) < moves_max and imbalance(shard_loads(shares, table, shards)) > aim:
         move = next_move(shares, rows, table, shards)
@@ -98,7 +102,7 @@ def plan(
         made.append(move)
         table[move.cell] = move.target
     after = imbalance(shard_loads(shares, table, shards))
-    return Plan(tuple(made), tuple(table), before, after, _verdict(shares, table, shards, after, aim, len(made)))
+    return Plan(tuple(made), tuple(table), False, before, after, _verdict(shares, table, shards, after, aim, len(made)))
 
 
 def next_move(shares: NDArray[np.float64], rows: Sequence[int], owners: Sequence[int], shards: int) -> Move | None:
@@ -136,7 +140,7 @@ def _verdict(
     source = int(shard_loads(shares, owners, shards).argmax())
     hottest = max((cell for cell, owner in enumerate(owners) if owner == source), key=lambda cell: float(shares[cell]))
     return (
-        f"max/mean {after:.2f} after {moves} moves; moving one cell helps no more: cell {hottest} alone is "
+        f"max/mean {after:.2f} after {moves} moves; moving one bucket helps no more: bucket {hottest} alone is "
         f"{shares[hottest]:.2%} of the load on {shards} shards. Learners spread its reads"
     )
 

@@ -44,7 +44,7 @@ def test_shares_weigh_what_is_known() -> None:
     quiet = CellLoads.first(0, [30, 10], 4.0, [0, 0])
     assert quiet.shares(Weights()).tolist() == [0.75, 0.25], "without searches bytes alone count"
     busy = quiet.observed(1, [30, 10], [0, 99])
-    assert busy.shares(Weights()).tolist() == [0.375, 0.625]
+    assert busy.shares(Weights(0.5, 0.5)).tolist() == [0.375, 0.625]
     assert busy.shares(Weights(0, 1)).tolist() == [0.0, 1.0]
     assert CellLoads.first(0, [0, 0], 4.0, [0, 0]).shares(Weights()).tolist() == [0.0, 0.0]
 

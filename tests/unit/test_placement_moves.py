@@ -66,14 +66,14 @@ def test_few_rows_are_preferred() -> None:
     made = plan(loads, [9_000, 10, 9_000, 1], [0, 0, 0, 1], 2)
     assert [(move.cell, move.source, move.target, move.rows) for move in made.moves] == [(1, 0, 1, 10)]
     assert made.rows == 10
-    assert "cell 1" in made.moves[0].reason
+    assert "bucket 1 (" in made.moves[0].reason
     assert "92.31% -> 61.54%" in made.moves[0].reason
 
 
 def test_one_cell_that_is_too_hot_is_named() -> None:
     made = plan(np.array([100.0, 1.0, 1.0]), [1, 1, 1], [0, 1, 2], 3)
     assert not made.moves
-    assert "cell 0 alone is 98.04%" in made.verdict
+    assert "bucket 0 alone is 98.04%" in made.verdict
 
 
 @pytest.mark.parametrize(
