@@ -108,6 +108,13 @@ async def test_a_skewed_collection_is_evened_out_on_paper(make_mesh: MakeMesh) -
         assert refused.exit_code == 2
         assert said in refused.output
 
+    node = next(iter(mesh.config.nodes))
+    await asyncio.to_thread(mesh.supervisor.kill, node)
+    fewer = (await planned(mesh, "--collection", "skewed"))["skewed"]
+    assert fewer["moves"], "other replicas know as much"
+    for shard in fewer["shards"]:
+        assert shard["replicas_asked"] == 2
+        assert [reason.partition(":")[0] for reason in shard["silent"]] == [node]
     await asyncio.to_thread(mesh.supervisor.stop_all)
     down = await run(mesh, "--plan", "--timeout", "1")
     assert down.exit_code == 3
