@@ -104,13 +104,18 @@ def choose_e(
     """
     if len(reach) < SAMPLE_MIN or not 0 < target <= 1:
         raise ValueError(f"{len(reach)} queries of at least {SAMPLE_MIN}, target {target} of at most 1")
-    finite = np.sort(reach[np.isfinite(reach)])
-    places = np.linspace(0, len(finite) - 1, CANDIDATES).round().astype(int)
-    for e in dict.fromkeys([0.0, *finite[places].tolist()]):
+    for e in candidates(reach):
         choice = measured(reach, found, k, e, shards_min)
         if choice.recall - SURE_ERRORS * choice.recall_error >= target:
             return choice
     return measured(reach, found, k, math.inf, shards_min)
+
+
+def candidates(reach: NDArray[np.float64]) -> list[float]:
+    """Values of e to try, ascending: 0 and evenly spaced quantiles of what was seen, the greatest included."""
+    finite = np.sort(reach[np.isfinite(reach)])
+    places = np.linspace(0, len(finite) - 1, CANDIDATES).round().astype(int)
+    return list(dict.fromkeys([0.0, *finite[places].tolist()]))
 
 
 def measured(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from services.placement import probing
-from services.placement.probing import cells_within, choose_e, measured, reaches, recalls, shards_to_ask
+from services.placement.probing import candidates, cells_within, choose_e, measured, reaches, recalls, shards_to_ask
 
 DISTANCES = st.lists(st.floats(0, 2, allow_subnormal=False), min_size=1, max_size=30).map(np.array)
 E = st.floats(0, 5)
@@ -78,10 +78,11 @@ def test_the_least_e_that_is_surely_enough(seed: int) -> None:
     choice = choose_e(reach, found, 10, 0.95)
     assert choice.recall - probing.SURE_ERRORS * choice.recall_error >= 0.95
     assert choice == measured(reach, found, 10, choice.e)
-    finite = np.sort(reach[reach < choice.e])
-    below = finite[max(0, len(finite) - 2 * len(reach[reach > 0]) // probing.CANDIDATES)]
-    less = measured(reach, found, 10, float(below))
-    assert choice.e == 0 or less.recall - probing.SURE_ERRORS * less.recall_error < 0.95
+    assert candidates(reach)[-1] == reach.max()
+    for e in candidates(reach):
+        if e < choice.e:
+            less = measured(reach, found, 10, e)
+            assert less.recall - probing.SURE_ERRORS * less.recall_error < 0.95
 
 
 @given(st.integers(0, 50), E, E)
