@@ -10,7 +10,7 @@ ARGS ?=
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test check protos format up down status loadtest eval bench simulate mutants read-rules llm llm-model clean
+.PHONY: help setup demo test check protos format up down status loadtest eval bench placement simulate mutants read-rules llm llm-model clean
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -64,6 +64,9 @@ eval: setup  ## embed SciFact whole and measure nDCG@10 through the router (abou
 
 bench: setup  ## search throughput against an empty RPC of the same run
 	@$(BIN)/python -m benchmarks.search $(ARGS)
+
+placement: setup  ## shards asked, recall and balance by hash and by cells, into docs/placement.md
+	@$(BIN)/python -m benchmarks.placement $(ARGS)
 
 simulate: setup  ## the replication protocol under faults: make simulate SEEDS=2000
 	@$(BIN)/python -m tests.simulation --seeds $(or $(SEEDS),2000) $(ARGS)

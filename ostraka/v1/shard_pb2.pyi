@@ -1573,6 +1573,75 @@ class SnapshotShardResponse(_message.Message):
 Global___SnapshotShardResponse: _TypeAlias = SnapshotShardResponse  # noqa: Y015
 
 @_typing.final
+class BucketLoadsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    shard: _builtins.int
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        shard: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "shard", b"shard"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BucketLoadsRequest: _TypeAlias = BucketLoadsRequest  # noqa: Y015
+
+@_typing.final
+class BucketLoadsResponse(_message.Message):
+    """What each bucket holds in one replica, for planning: counted while writes go
+    on. A search of the shard scans all its buckets.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLICA_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
+    SEARCHES_FIELD_NUMBER: _builtins.int
+    COUNTED_MS_FIELD_NUMBER: _builtins.int
+    ROW_BYTES_FIELD_NUMBER: _builtins.int
+    replica: _builtins.str
+    searches: _builtins.int
+    """queries answered by this replica since its node started"""
+    counted_ms: _builtins.int
+    """for how long it has counted them"""
+    row_bytes: _builtins.int
+    """of one vector"""
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """live passages, by bucket"""
+
+    @_builtins.property
+    def documents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """live, by bucket"""
+
+    def __init__(
+        self,
+        *,
+        replica: _builtins.str = ...,
+        rows: _abc.Iterable[_builtins.int] | None = ...,
+        documents: _abc.Iterable[_builtins.int] | None = ...,
+        searches: _builtins.int = ...,
+        counted_ms: _builtins.int = ...,
+        row_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counted_ms", b"counted_ms", "documents", b"documents", "replica", b"replica", "row_bytes", b"row_bytes", "rows", b"rows", "searches", b"searches"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BucketLoadsResponse: _TypeAlias = BucketLoadsResponse  # noqa: Y015
+
+@_typing.final
 class NodeStatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

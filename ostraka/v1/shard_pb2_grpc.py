@@ -104,6 +104,11 @@ class ShardServiceStub:
                 request_serializer=ostraka_dot_v1_dot_shard__pb2.FindKeysRequest.SerializeToString,
                 response_deserializer=ostraka_dot_v1_dot_shard__pb2.FindKeysResponse.FromString,
                 _registered_method=True)
+        self.BucketLoads = channel.unary_unary(
+                '/ostraka.v1.ShardService/BucketLoads',
+                request_serializer=ostraka_dot_v1_dot_shard__pb2.BucketLoadsRequest.SerializeToString,
+                response_deserializer=ostraka_dot_v1_dot_shard__pb2.BucketLoadsResponse.FromString,
+                _registered_method=True)
 
 
 class ShardServiceServicer:
@@ -193,6 +198,12 @@ class ShardServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BucketLoads(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ShardServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -265,6 +276,11 @@ def add_ShardServiceServicer_to_server(servicer, server):
                     servicer.FindKeys,
                     request_deserializer=ostraka_dot_v1_dot_shard__pb2.FindKeysRequest.FromString,
                     response_serializer=ostraka_dot_v1_dot_shard__pb2.FindKeysResponse.SerializeToString,
+            ),
+            'BucketLoads': grpc.unary_unary_rpc_method_handler(
+                    servicer.BucketLoads,
+                    request_deserializer=ostraka_dot_v1_dot_shard__pb2.BucketLoadsRequest.FromString,
+                    response_serializer=ostraka_dot_v1_dot_shard__pb2.BucketLoadsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -645,6 +661,33 @@ class ShardService:
             '/ostraka.v1.ShardService/FindKeys',
             ostraka_dot_v1_dot_shard__pb2.FindKeysRequest.SerializeToString,
             ostraka_dot_v1_dot_shard__pb2.FindKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BucketLoads(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ostraka.v1.ShardService/BucketLoads',
+            ostraka_dot_v1_dot_shard__pb2.BucketLoadsRequest.SerializeToString,
+            ostraka_dot_v1_dot_shard__pb2.BucketLoadsResponse.FromString,
             options,
             channel_credentials,
             insecure,

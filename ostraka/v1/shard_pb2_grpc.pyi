@@ -47,6 +47,7 @@ class ShardServiceStub:
     SnapshotShard: _grpc.UnaryUnaryMultiCallable[_shard_pb2.SnapshotShardRequest, _shard_pb2.SnapshotShardResponse]
     Cover: _grpc.UnaryUnaryMultiCallable[_shard_pb2.CoverRequest, _shard_pb2.CoverResponse]
     FindKeys: _grpc.UnaryUnaryMultiCallable[_shard_pb2.FindKeysRequest, _shard_pb2.FindKeysResponse]
+    BucketLoads: _grpc.UnaryUnaryMultiCallable[_shard_pb2.BucketLoadsRequest, _shard_pb2.BucketLoadsResponse]
 
 @_typing.type_check_only
 class ShardServiceAsyncStub(ShardServiceStub):
@@ -65,6 +66,7 @@ class ShardServiceAsyncStub(ShardServiceStub):
     SnapshotShard: _aio.UnaryUnaryMultiCallable[_shard_pb2.SnapshotShardRequest, _shard_pb2.SnapshotShardResponse]  # type: ignore[assignment]
     Cover: _aio.UnaryUnaryMultiCallable[_shard_pb2.CoverRequest, _shard_pb2.CoverResponse]  # type: ignore[assignment]
     FindKeys: _aio.UnaryUnaryMultiCallable[_shard_pb2.FindKeysRequest, _shard_pb2.FindKeysResponse]  # type: ignore[assignment]
+    BucketLoads: _aio.UnaryUnaryMultiCallable[_shard_pb2.BucketLoadsRequest, _shard_pb2.BucketLoadsResponse]  # type: ignore[assignment]
 
 class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -164,5 +166,12 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _shard_pb2.FindKeysRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_shard_pb2.FindKeysResponse, _abc.Awaitable[_shard_pb2.FindKeysResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def BucketLoads(
+        self,
+        request: _shard_pb2.BucketLoadsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.BucketLoadsResponse, _abc.Awaitable[_shard_pb2.BucketLoadsResponse]]: ...
 
 def add_ShardServiceServicer_to_server(servicer: ShardServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

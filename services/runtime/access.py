@@ -27,7 +27,7 @@ ALLOWED: Mapping[str, frozenset[Role]] = MappingProxyType(
         **_methods(
             f"{_PACKAGE}.ShardService", ("Pull", "Gossip", "GetCodec", "SampleVectors", "Statistics"), Role.SHARD
         ),
-        **_methods(f"{_PACKAGE}.ShardService", ("SnapshotShard",), Role.ADMIN),
+        **_methods(f"{_PACKAGE}.ShardService", ("SnapshotShard", "BucketLoads"), Role.ADMIN),
         **_methods(
             f"{_PACKAGE}.RouterService",
             ("Ask", "Search", "Upsert", "Delete", "Get", "Status", "ListDocuments", "Export"),

@@ -53,6 +53,8 @@ class HostedReplica:
     divergences: int = 0
     """How often a peer with an equal applied set had another digest: corruption, or a defect."""
     last_divergence: str = ""
+    searches: int = 0
+    """Queries answered since the node started."""
     _waiters: list[_Waiter] = field(default_factory=list)
     _loop: asyncio.AbstractEventLoop | None = None
 

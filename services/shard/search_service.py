@@ -59,6 +59,7 @@ class SearchService:
                 result.staleness_ms = age_ms
             view, result.waited = await covering(replica, repair, require, leg.holders, request.wait_ms, deadline)
             await self._search(replica.engine, view, task, deadline, held, result)
+            replica.searches += len(result.results)
             if replica.canary is not None and _is_approximate(request):
                 replica.canary.offer(task.queries, task.k)
             _count(request.collection, task, result)

@@ -18,6 +18,7 @@ from services.runtime.deadline import Deadline, current_deadline
 from services.runtime.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from services.runtime.filter_check import condition_of
 from services.shard import codec_service, keys_service, list_service, pulling, search, statistics_service, status
+from services.shard.bucket_loads import BucketLoads
 from services.shard.covering import NotCoveredError, covering, readable, unable
 from services.shard.damage import DamagedRowError
 from services.shard.documents import read_documents
@@ -52,6 +53,7 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         self._clock = clock
         self._searches = SearchService(node, pool, clock)
         self._snapshots = Snapshots(config, clock)
+        self._buckets = BucketLoads(clock)
 
     async def Summary(
         self, request: shard_pb2.SummaryRequest, _context: Context[shard_pb2.SummaryRequest, shard_pb2.SummaryResponse]
@@ -290,6 +292,15 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
             self._replica(request.collection, request.shard), request
         ):
             yield piece
+
+    async def BucketLoads(
+        self,
+        request: shard_pb2.BucketLoadsRequest,
+        _context: Context[shard_pb2.BucketLoadsRequest, shard_pb2.BucketLoadsResponse],
+    ) -> shard_pb2.BucketLoadsResponse:
+        """What each bucket holds, and how often the replica was searched."""
+        replica = self._replica(request.collection, request.shard)
+        return await self._buckets.answer(replica, request, current_deadline().minus_ms(ANSWER_MS))
 
     async def NodeStatus(
         self,

@@ -15,6 +15,7 @@ SERVICES = ("embed", "router", "shard", "generator")
 # Importer prefix -> prefixes of this repository it may import. The longest matching importer wins.
 ALLOWED: dict[str, tuple[str, ...]] = {
     "services.quorum": ("services.quorum",),
+    "services.placement": ("services.placement", "services.quorum"),
     "services.runtime": ("services.runtime", "observability", "ostraka.v1"),
     **{
         f"services.{name}": (f"services.{name}", "services.runtime", "services.quorum", "observability", "ostraka.v1")
@@ -36,7 +37,7 @@ SINGLE_IMPORTERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "sqlite3": (ROOMS, ()),
     "opentelemetry.sdk": (ROOMS, ("observability/tracing.py", "observability/metrics_export.py")),
     "time": (("services",), ("services/runtime/clock.py",)),
-    "random": (("services/quorum",), ()),
+    "random": (("services/quorum", "services/placement"), ()),
     "pickle": (ROOMS, ()),
 }
 
@@ -139,10 +140,10 @@ def test_environment_is_read_in_one_file() -> None:
     assert not broken, "\n" + "\n".join(broken)
 
 
-def test_quorum_decides_and_does_nothing_else() -> None:
+def test_quorum_and_placement_decide_and_do_nothing_else() -> None:
     broken = [
         f"{path.relative_to(ROOT)}:{line} imports {target}; decisions get time, randomness and replies as values"
-        for path in sources("services/quorum")
+        for path in sources("services/quorum", "services/placement")
         for line, target in imports(path)
         if any(within(target, forbidden) for forbidden in PURE_FORBIDDEN)
     ]
