@@ -9,7 +9,7 @@ from services.quorum.buckets import bucket_of
 from services.quorum.members import Members, ReplicaRef
 from services.runtime.config import Config, MetadataKind
 from services.runtime.errors import NotFound
-from services.runtime.topology_file import CollectionTopology, Topology
+from services.runtime.topology import CollectionTopology, Topology
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ from services.runtime.channel import open_channel
 from services.runtime.clock import Clock
 from services.runtime.config import Config
 from services.runtime.tls import Role
-from services.runtime.topology_file import ShardTopology, Topology, replica_problem
+from services.runtime.topology import ShardTopology, Topology
+from services.runtime.topology_file import replica_problem
 from services.shard.canary import Canary
 from services.shard.damage import DamagedRowError
 from services.shard.engine import Engine, Hooks

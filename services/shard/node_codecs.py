@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from services.runtime.clock import Clock
 from services.runtime.config import Config
-from services.runtime.topology_file import Topology
+from services.runtime.topology import Topology
 from services.shard import faiss_index
 from services.shard.codec_exchange import CodecExchange
 from services.shard.codec_sources import CollectionSource, ShardSource, Stub

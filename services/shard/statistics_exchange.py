@@ -18,7 +18,7 @@ from observability.logs import logger
 from ostraka.v1 import shard_pb2, shard_pb2_grpc
 from services.runtime.clock import Clock
 from services.runtime.config import Config
-from services.runtime.topology_file import Topology
+from services.runtime.topology import Topology
 from services.shard.hosted import HostedReplica
 from services.shard.lexical_search import lexical_of
 from services.shard.statistics import Vocabulary
