@@ -142,7 +142,7 @@ def shard_problem(shard: ShardTopology, *, allow_weak: bool = False) -> str:
     ids = {member.replica_id for member in shard.members()}
     if back := ids & set(shard.removed):
         return f"replica id {min(back)} was removed and may not come back; add a replica under a new id"
-    if not all(map(_is_id, ids | set(shard.removed))):
+    if not all(map(is_replica_id, ids | set(shard.removed))):
         return "replica ids must be distinct and 32 hex digits"
     if len(ids) != len(shard.members()):
         return "one replica id is on two nodes"
@@ -199,5 +199,6 @@ def _proposed(raw: Any) -> ProposedMembers:
     )
 
 
-def _is_id(text: str) -> bool:
+def is_replica_id(text: str) -> bool:
+    """Whether it could name a replica."""
     return len(text) == 2 * REPLICA_ID_BYTES and set(text) <= set("0123456789abcdef")

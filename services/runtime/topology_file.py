@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from observability.logs import logger
 from services.runtime.atomic_file import make_directory, sync_directory, write_atomically
 from services.runtime.config import CollectionConfig, Config, ConfigError
 from services.runtime.topology import (
@@ -34,6 +35,9 @@ from services.runtime.topology import (
 FORMAT = 1
 MARKER = "replica.json"
 """In each replica's directory: whose data it holds."""
+REMOVED = "removed_epoch"
+"""In the marker of a replica that left: in which epoch that was seen."""
+_LOG = logger("runtime")
 
 
 def load(config: Config) -> Topology:
@@ -165,6 +169,34 @@ def swap_shard(
     return record
 
 
+def mark_removed(config: Config, node: str, topology: Topology) -> None:
+    """Note in the directories of the node's replicas that left that they did, durably; once.
+
+    So they stay ended even where a record from a backup names them again. Blocks. Raises OSError.
+    """
+    left = {
+        replica_id: (collection, shard, record.epoch)
+        for collection, known in topology.collections.items()
+        for shard, record in known.shards.items()
+        for replica_id in record.removed
+    }
+    for replica_id, (collection, shard, epoch) in left.items():
+        directory = config.replica_dir(node, replica_id)
+        if not directory.is_dir() or REMOVED in _read_marker(directory / MARKER):
+            continue
+        marker = _marker(collection, shard, Voter(replica_id, node))
+        write_atomically(directory / MARKER, _dump({**marker, REMOVED: epoch}))
+        _LOG.warning("replica has left the mesh; its directory can be deleted", directory=str(directory), epoch=epoch)
+
+
+def _read_marker(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def replica_problem(config: Config, collection: str, shard: int, voter: Voter) -> str:
     """Why this replica's directory cannot be served from, "" when it can.
 
@@ -178,6 +210,11 @@ def replica_problem(config: Config, collection: str, shard: int, voter: Voter) -
         return f"{path} is missing: the replica lost its disk; a replica never returns under its id"
     except (OSError, ValueError) as error:
         return f"{path} cannot be read: {error}"
+    if isinstance(found, dict) and REMOVED in found:
+        return (
+            f"{path.parent} is of a replica that left in epoch {found[REMOVED]}; a replica never returns under its id: "
+            "add a new one, and delete the directory"
+        )
     expected = _marker(collection, shard, voter)
     return "" if found == expected else f"{path} says {found}, expected {expected}"
 

@@ -34,21 +34,23 @@ class NodeCodecs:
 
     def open(self) -> None:
         """Read what is on disk. Blocks. Raises OSError."""
+        self.follow(self._topology)
+
+    def follow(self, topology: Topology) -> None:
+        """The members have changed: a store for a collection that is new here. Blocks. Raises OSError."""
+        self._topology = topology
         directory = self._config.data_dir / "nodes" / self._name / CODECS_DIR
         for collection in sorted({collection for collection, _, _ in self._topology.replicas_of(self._name)}):
             settings = self._config.collections[collection]
             kind = Kind(settings.index)
-            if kind is Kind.FLAT:
+            if kind is Kind.FLAT or collection in self.stores:
                 continue  # nothing to train
             named = index_family(kind, settings.dim)
             self.stores[collection] = CodecStore(directory / collection, collection, named, settings.dim)
 
     def start(self, replicas: Replicas, stubs: Mapping[str, Stub]) -> list[asyncio.Task[None]]:
         """Begin to exchange and to train; the tasks to cancel at the end. `stubs`: by name, of the other nodes."""
-        peers = {
-            collection: {node: stubs[node] for node in self._hosts(collection) if node in stubs}
-            for collection in self.stores
-        }
+        peers = self._peers(stubs)
         shard = self._config.shard
         exchange = CodecExchange(self.stores, peers, self._clock, shard.codec_exchange_ms / 1_000)
         training = CodecTraining(
@@ -66,6 +68,18 @@ class NodeCodecs:
             asyncio.create_task(exchange.run(), name="codec exchange"),
             asyncio.create_task(training.run(), name="codec training"),
         ]
+
+    def restart(self, replicas: Replicas, stubs: Mapping[str, Stub]) -> None:
+        """Ask and sample the members of the record that is followed now."""
+        if self.exchange is not None and self.training is not None:
+            self.exchange.follow(self._peers(stubs))
+            self.training.follow([self._subject(collection, replicas, stubs) for collection in self.stores])
+
+    def _peers(self, stubs: Mapping[str, Stub]) -> dict[str, dict[str, Stub]]:
+        return {
+            collection: {node: stubs[node] for node in self._hosts(collection) if node in stubs}
+            for collection in self.stores
+        }
 
     def _hosts(self, collection: str) -> list[str]:
         """Nodes with a replica of the collection, in the mesh file's order."""

@@ -136,8 +136,8 @@ class SimulatedShardNode:
 
     def _summary(self, request: shard_pb2.SummaryRequest) -> shard_pb2.SummaryResponse:
         response = shard_pb2.SummaryResponse()
-        for shard in request.shards:
-            told = self.replicas[shard].core.summary(request.epoch)
+        for shard, epoch in zip(request.shards, request.epochs or [request.epoch] * len(request.shards), strict=True):
+            told = self.replicas[shard].core.summary(epoch)
             response.summaries.add(
                 shard=shard,
                 replica=told.replica_id,
@@ -168,7 +168,10 @@ class SimulatedShardNode:
         for part in request.shards:
             replica = self.replicas[part.shard]
             result = response.shards.add(
-                shard=part.shard, replica=replica.core.replica_id, status=shard_pb2.REPLICA_STATUS_OK
+                shard=part.shard,
+                replica=replica.core.replica_id,
+                status=shard_pb2.REPLICA_STATUS_OK,
+                voting_epoch=replica.core.voting_epoch,
             )
             if not self._covered(part.shard, set_from_proto(part.require), part.holders):
                 result.status = shard_pb2.REPLICA_STATUS_NOT_COVERED
@@ -191,6 +194,7 @@ class SimulatedShardNode:
             replica=replica.core.replica_id,
             view=set_to_proto(replica.core.applied),
             index_epoch="flat-0",
+            voting_epoch=replica.core.voting_epoch,
         )
         for document_id in request.document_ids:
             head = replica.rows.head(document_id)
@@ -217,6 +221,7 @@ class SimulatedShardNode:
             replica=replica.core.replica_id,
             view=set_to_proto(replica.core.applied),
             index_epoch="flat-0",
+            voting_epoch=replica.core.voting_epoch,
         )
         rows: dict[str, list[PassageRow]] = {}
         for row in replica.live():
