@@ -20,7 +20,8 @@ from services.quorum.members import Members, ReplicaRef
 from services.quorum.replica import ReplicaCore
 from services.quorum.rows import HeadRow, PassageRow, WriteBatch
 from services.quorum.status import ReplicaStatus
-from services.router.catalogue import Collection, Model
+from services.router.catalogue import Catalogue, Collection, Model
+from services.router.membership import Membership
 from services.router.node_choice import HedgeBudget, HedgePace, NodeBook
 from services.router.node_links import NodeLinks
 from services.router.read_types import ReadTools
@@ -276,9 +277,12 @@ class SimulatedMesh:
         self.book = NodeBook(NODES)
         self.pace = HedgePace()
         self.rounds = SummaryRounds(self.links, self.book, self.reader, SYSTEM_CLOCK, 2_048, self.pace)
-        self.tools = ReadTools(self.rounds, self.book, HedgeBudget(), self.pace, self.config.router, SYSTEM_CLOCK)
+        self.membership = Membership(Catalogue({"docs": self.collection}), None)
+        self.tools = ReadTools(
+            self.rounds, self.book, HedgeBudget(), self.pace, self.config.router, SYSTEM_CLOCK, self.membership
+        )
         self.legs = SearchLegs(self.links, self.reader, self.config.router.search_wait_ms)
-        self.writing = Writing(self.config, self.links, self.book, self.rounds, SYSTEM_CLOCK, SOURCE)
+        self.writing = Writing(self.config, self.links, self.book, self.rounds, self.membership, SYSTEM_CLOCK, SOURCE)
 
     async def close(self) -> None:
         for node in self.nodes.values():
