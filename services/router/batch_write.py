@@ -74,14 +74,19 @@ class BatchWrite:
             for voter in self.round.members.voters
         ]
 
-    async def decided(self, deadline: Deadline) -> Outcome:
-        """Wait until the vote is decided, the members turn out to be others, or time is up."""
+    async def overtaken(self, deadline: Deadline) -> bool:
+        """Whether a voter said that the members are others before the vote was decided."""
         await asyncio.wait(
             [self._vote, self._moved], timeout=deadline.remaining_s(), return_when=asyncio.FIRST_COMPLETED
         )
         if not self._vote.done() and self._moved.done():
             await asyncio.wait([self._vote], timeout=deadline.at_most_ms(MOVED_GRACE_S * 1_000).remaining_s())
-        if self._vote.done():
+        return self._moved.done() and not self._vote.done()
+
+    async def decided(self, deadline: Deadline) -> Outcome:
+        """Wait until the vote is decided, every voter has had its say, or time is up."""
+        done, _ = await asyncio.wait([self._vote], timeout=deadline.remaining_s())
+        if done:
             self._vote.result()
         return self.round.outcome()
 

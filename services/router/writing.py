@@ -221,7 +221,7 @@ class Writing:
             )
             writing.start(deadline)
             try:
-                outcome = await writing.decided(deadline)
+                outcome = await self._decided(writing, collection, deadline)
             finally:
                 self._leave(writing)
             if outcome is Outcome.ACKNOWLEDGED or not writing.round.moved or deadline.expired():
@@ -235,6 +235,12 @@ class Writing:
             outcome = Outcome.UNCERTAIN
         reason = "" if outcome is Outcome.ACKNOWLEDGED else writing.round.reason()
         return Written(outcome, job.version, writing.round.acks, job.shard, reason)
+
+    async def _decided(self, writing: BatchWrite, collection: Collection, deadline: Deadline) -> Outcome:
+        """The vote's outcome, or what is known of it when a newer membership makes it pointless to wait."""
+        if await writing.overtaken(deadline) and await self._membership.after(collection, deadline) is not None:
+            return writing.round.outcome()
+        return await writing.decided(deadline)
 
     async def _thawed(self, collection: Collection, shard: int, deadline: Deadline) -> Collection | None:
         """The next membership that serves; None when there is none by the deadline."""
