@@ -70,7 +70,7 @@ class LevelRouter:
             )
             for name, node in nodes.items()
         }
-        self.config, self.links, self.book = config, NodeLinks(links), NodeBook(NODES)
+        self.config, self.links, self.book = config, NodeLinks(links), NodeBook(tuple(nodes))
         reader, pace = SetReader(), HedgePace()
         self.rounds = SummaryRounds(self.links, self.book, reader, SYSTEM_CLOCK, 256, pace)
         catalogue = Catalogue.of(config, topology_file.load(config))
@@ -111,7 +111,7 @@ class LevelRouter:
 
     def prefer(self, *names: str) -> None:
         """Make this router ask these nodes first, in order."""
-        for name in (*names, *(name for name in NODES if name not in names)):
+        for name in (*names, *(name for name in self.links.names if name not in names)):
             self.book.sent(name)
             self.book.released(name)
 
