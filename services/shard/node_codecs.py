@@ -55,7 +55,7 @@ class NodeCodecs:
         exchange = CodecExchange(self.stores, peers, self._clock, shard.codec_exchange_ms / 1_000)
         training = CodecTraining(
             self._name,
-            [self._subject(collection, replicas, stubs) for collection in self.stores],
+            self._subjects(replicas, stubs),
             exchange.heard_s,
             self._clock,
             rows_min=shard.train_rows_min,
@@ -73,7 +73,7 @@ class NodeCodecs:
         """Ask and sample the members of the record that is followed now."""
         if self.exchange is not None and self.training is not None:
             self.exchange.follow(self._peers(stubs))
-            self.training.follow([self._subject(collection, replicas, stubs) for collection in self.stores])
+            self.training.follow(self._subjects(replicas, stubs))
 
     def _peers(self, stubs: Mapping[str, Stub]) -> dict[str, dict[str, Stub]]:
         return {
@@ -84,8 +84,16 @@ class NodeCodecs:
     def _hosts(self, collection: str) -> list[str]:
         """Nodes with a replica of the collection, in the mesh file's order."""
         shards = self._topology.collections[collection].shards.values()
-        hosts = {voter.node for members in shards for voter in members.voters}
+        hosts = {member.node for record in shards for member in (*record.voters, *record.learners)}
         return [node for node in self._config.nodes if node in hosts]
+
+    def _subjects(self, replicas: Replicas, stubs: Mapping[str, Stub]) -> list[Subject]:
+        """Of the collections that this node hosts now: others train what it may still have a codec of."""
+        return [
+            self._subject(collection, replicas, stubs)
+            for collection in self.stores
+            if self._name in self._hosts(collection)
+        ]
 
     def _subject(self, collection: str, replicas: Replicas, stubs: Mapping[str, Stub]) -> Subject:
         sources = []
