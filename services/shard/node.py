@@ -54,6 +54,7 @@ class Node:
         self.statistics = StatisticsExchange(self.replicas, topology, clock)
         self.loaded = False
         self._started = False
+        self._begun = asyncio.Event()
 
     async def open(self) -> None:
         """Open every replica; one that cannot be opened is FAILED and the others go on."""
@@ -87,10 +88,11 @@ class Node:
         return complete
 
     async def ready(self) -> None:
-        """Wait until every replica that can serve has caught up. Never returns when none can."""
+        """Wait until every replica that can serve has caught up. Never returns while none of those assigned can."""
+        while self.replicas and not self.repairs:
+            self._begun.clear()
+            await self._begun.wait()
         await asyncio.gather(*(repair.caught_up() for repair in self.repairs.values()))
-        if self.replicas and not self.repairs:
-            await asyncio.Event().wait()
 
     async def close(self) -> None:
         """Stop gossip and training, finish queued writes, close the files."""
@@ -145,6 +147,7 @@ class Node:
         self.replicas[key] = replica
         if self._started:
             self._repair(key, replica)
+        self._begun.set()
         _LOG.info("replica begun", replica=replica.replica_id, collection=key[0], shard=key[1], node=self.name)
 
     async def _end(self, key: Key, replica: HostedReplica) -> None:
