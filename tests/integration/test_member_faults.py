@@ -197,6 +197,53 @@ async def test_a_fence_is_durable_and_holds_until_a_newer_record(
     assert (await write(mesh, "a", 2)).outcome == router_pb2.WRITE_OUTCOME_ACKNOWLEDGED, "by the two others"
 
 
+async def test_room_for_a_replica_is_made_once_and_within_bounds(
+    mesh: MemberMesh, controller: dict[str, shard_pb2_grpc.ShardServiceAsyncStub], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub = controller["n4"]
+
+    async def refused(collection: str, replica: str) -> tuple[grpc.StatusCode, str]:
+        request = shard_pb2.HostReplicaRequest(collection=collection, shard=0, replica=replica)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.HostReplica(request, timeout=CALL_S)
+        return caught.value.code(), str(caught.value.details())
+
+    first = shard_pb2.HostReplicaRequest(collection=COLLECTION, shard=0, replica="ab" * 16)
+    await stub.HostReplica(first, timeout=CALL_S)
+    assert (mesh.config.replica_dir("n4", "ab" * 16) / MARKER).is_file()
+    assert not mesh.nodes["n4"].node.replicas, "until the record names it"
+    for replica in ("", "AB" * 16, "ab" * 15, "../" * 10 + "ab"):
+        assert (await refused(COLLECTION, replica))[0] is grpc.StatusCode.INVALID_ARGUMENT
+    assert (await refused("nothing", "cd" * 16))[0] is grpc.StatusCode.NOT_FOUND
+    code, why = await refused(COLLECTION, "ab" * 16)
+    assert (code, "under a new id" in why) == (grpc.StatusCode.FAILED_PRECONDITION, True)
+    monkeypatch.setattr("services.shard.membership_service.UNNAMED_MAX", 1)
+    code, why = await refused(COLLECTION, "cd" * 16)
+    assert (code, "delete them first" in why) == (grpc.StatusCode.RESOURCE_EXHAUSTED, True)
+
+
+async def test_a_replica_catches_up_to_what_its_controller_names_and_says_how_far_it_got(
+    mesh: MemberMesh, controller: dict[str, shard_pb2_grpc.ShardServiceAsyncStub]
+) -> None:
+    await write(mesh, "a", 1)
+    stub, mine = controller["n1"], mesh.replica_on("n1")
+    request = shard_pb2.CatchUpRequest(collection=COLLECTION, shard=0, replica=mine, holders=["n2", "n3", "nowhere"])
+    request.require.sources.add(source=201, bounds=[1, 1])
+    told = await stub.CatchUp(request, timeout=CALL_S)
+    assert (told.status, told.replica, told.applied) == (shard_pb2.REPLICA_STATUS_OK, mine, request.require)
+    request.require.sources.add(source=7, bounds=[1, 3])
+    told = await stub.CatchUp(request, timeout=2.0)
+    assert told.status == shard_pb2.REPLICA_STATUS_NOT_COVERED
+    assert "3 required batches did not arrive" in told.message
+    assert [entry.source for entry in told.applied.sources] == [201]
+    request.replica = mesh.replica_on("n2")
+    assert (await stub.CatchUp(request, timeout=CALL_S)).status == shard_pb2.REPLICA_STATUS_UNKNOWN_REPLICA
+    request.require.sources[0].bounds[:] = [3, 1]
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.CatchUp(request, timeout=CALL_S)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 async def test_a_router_that_knows_an_older_record_is_refused_and_reads_it_again(mesh: MemberMesh) -> None:
     await write(mesh, "a", 1)
     for router, source in zip(mesh.routers, (201, 202), strict=True):
