@@ -17,7 +17,7 @@ from services.runtime.channel import open_channel
 from services.runtime.config import Config
 from services.runtime.errors import from_rpc_error
 from services.runtime.tls import Role
-from services.runtime.topology_file import BUCKETS, CollectionTopology
+from services.runtime.topology import BUCKETS, CollectionTopology
 
 ADMIN = "admin"
 Reply = shard_pb2.BucketLoadsResponse

@@ -14,6 +14,7 @@ from ostraka.cli import (
     mesh_commands,
     query_commands,
     rebalance_command,
+    replica_commands,
     snapshot_command,
     trace_command,
     tune_command,
@@ -44,6 +45,7 @@ app.command("status", rich_help_panel=_MESH)(mesh_commands.status)
 app.command("certs", rich_help_panel=_MESH)(mesh_commands.certs)
 app.add_typer(snapshot_command.app, name="snapshot", rich_help_panel=_MESH)
 app.command("rebalance", rich_help_panel=_MESH)(rebalance_command.rebalance)
+app.add_typer(replica_commands.app, name="replica", rich_help_panel=_MESH)
 app.command("tune", rich_help_panel=_MESH)(tune_command.tune)
 app.command("ingest", rich_help_panel=_DOCUMENTS)(write_commands.ingest_files)
 app.command("get", rich_help_panel=_DOCUMENTS)(query_commands.get)

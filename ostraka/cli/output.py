@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ostraka.cli.exit_codes import ExitCode, exit_code_of
+from ostraka.cli.member_change import ChangeError
 from ostraka.cli.supervisor import SupervisorError
 from ostraka.errors import OstrakaError
 from ostraka.results import Version
@@ -30,6 +31,9 @@ PIPE_COLUMNS = 160
 CONSOLE = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_COLUMNS)
 ERRORS = Console(stderr=True, highlight=False)
 
+# Whatever has a message for the user; anything else is a defect and shows where it is.
+_REPORTED = (OstrakaError, ConfigError, SupervisorError, ObjectStoreError, SnapshotError, ChangeError)
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -41,7 +45,7 @@ def command(body: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             asyncio.run(body(*args, **kwargs))
-        except (OstrakaError, ConfigError, SupervisorError, ObjectStoreError, SnapshotError) as error:
+        except _REPORTED as error:
             report_error(error, as_json=bool(kwargs.get("as_json", False)))
             raise typer.Exit(exit_code_of(error)) from None
         except (KeyboardInterrupt, asyncio.CancelledError):

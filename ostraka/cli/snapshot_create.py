@@ -16,7 +16,7 @@ from services.runtime.config import Config
 from services.runtime.deadline import Deadline
 from services.runtime.errors import from_rpc_error
 from services.runtime.tls import Role
-from services.runtime.topology_file import Topology
+from services.runtime.topology import Topology
 from services.shard.object_store import open_store
 from services.shard.snapshot_format import (
     FORMAT,

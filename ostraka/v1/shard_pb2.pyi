@@ -189,20 +189,26 @@ class SummaryRequest(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     COLLECTION_FIELD_NUMBER: _builtins.int
     SHARDS_FIELD_NUMBER: _builtins.int
+    EPOCHS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     collection: _builtins.str
     @_builtins.property
     def shards(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def epochs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """One for each of `shards`, when they are not all in the same epoch; else `epoch` stands for all."""
+
     def __init__(
         self,
         *,
         epoch: _builtins.int = ...,
         collection: _builtins.str = ...,
         shards: _abc.Iterable[_builtins.int] | None = ...,
+        epochs: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "epoch", b"epoch", "shards", b"shards"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "epoch", b"epoch", "epochs", b"epochs", "shards", b"shards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -568,6 +574,7 @@ class ShardSearchResult(_message.Message):
     STATISTICS_AGE_MS_FIELD_NUMBER: _builtins.int
     ROWS_MATCHING_FIELD_NUMBER: _builtins.int
     STALENESS_MS_FIELD_NUMBER: _builtins.int
+    VOTING_EPOCH_FIELD_NUMBER: _builtins.int
     shard: _builtins.int
     replica: _builtins.str
     status: Global___ReplicaStatus.ValueType
@@ -586,6 +593,8 @@ class ShardSearchResult(_message.Message):
     """live rows that pass the filter; absent filter: rows_live"""
     staleness_ms: _builtins.int
     """Since the last finished exchange with N-W other voters began; absent: none yet."""
+    voting_epoch: _builtins.int
+    """The epoch in which the replica voted when the request came; 0 while it is frozen."""
     @_builtins.property
     def view(self) -> _passage_pb2.GtidSet:
         """applied set of the searched view"""
@@ -613,10 +622,11 @@ class ShardSearchResult(_message.Message):
         statistics_age_ms: _builtins.int = ...,
         rows_matching: _builtins.int = ...,
         staleness_ms: _builtins.int | None = ...,
+        voting_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_staleness_ms", b"_staleness_ms", "staleness_ms", b"staleness_ms", "view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_staleness_ms", b"_staleness_ms", "hlc_max", b"hlc_max", "index_epoch", b"index_epoch", "message", b"message", "queue_wait_us", b"queue_wait_us", "replica", b"replica", "results", b"results", "rows_dead", b"rows_dead", "rows_live", b"rows_live", "rows_matching", b"rows_matching", "search_us", b"search_us", "shard", b"shard", "staleness_ms", b"staleness_ms", "statistics_age_ms", b"statistics_age_ms", "status", b"status", "view", b"view", "waited", b"waited"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_staleness_ms", b"_staleness_ms", "hlc_max", b"hlc_max", "index_epoch", b"index_epoch", "message", b"message", "queue_wait_us", b"queue_wait_us", "replica", b"replica", "results", b"results", "rows_dead", b"rows_dead", "rows_live", b"rows_live", "rows_matching", b"rows_matching", "search_us", b"search_us", "shard", b"shard", "staleness_ms", b"staleness_ms", "statistics_age_ms", b"statistics_age_ms", "status", b"status", "view", b"view", "voting_epoch", b"voting_epoch", "waited", b"waited"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__staleness_ms: _TypeAlias = _typing.Literal["staleness_ms"]  # noqa: Y015
     _WhichOneofArgType__staleness_ms: _TypeAlias = _typing.Literal["_staleness_ms", b"_staleness_ms"]  # noqa: Y015
@@ -739,11 +749,14 @@ class GetDocumentsResponse(_message.Message):
     INDEX_EPOCH_FIELD_NUMBER: _builtins.int
     STALENESS_MS_FIELD_NUMBER: _builtins.int
     BATCHES_FIELD_NUMBER: _builtins.int
+    VOTING_EPOCH_FIELD_NUMBER: _builtins.int
     status: Global___ReplicaStatus.ValueType
     replica: _builtins.str
     message: _builtins.str
     index_epoch: _builtins.str
     staleness_ms: _builtins.int
+    voting_epoch: _builtins.int
+    """as in a search"""
     @_builtins.property
     def view(self) -> _passage_pb2.GtidSet: ...
     @_builtins.property
@@ -767,10 +780,11 @@ class GetDocumentsResponse(_message.Message):
         index_epoch: _builtins.str = ...,
         staleness_ms: _builtins.int | None = ...,
         batches: _passage_pb2.GtidSet | None = ...,
+        voting_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_staleness_ms", b"_staleness_ms", "batches", b"batches", "staleness_ms", b"staleness_ms", "view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_staleness_ms", b"_staleness_ms", "batches", b"batches", "documents", b"documents", "index_epoch", b"index_epoch", "message", b"message", "replica", b"replica", "staleness_ms", b"staleness_ms", "status", b"status", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_staleness_ms", b"_staleness_ms", "batches", b"batches", "documents", b"documents", "index_epoch", b"index_epoch", "message", b"message", "replica", b"replica", "staleness_ms", b"staleness_ms", "status", b"status", "view", b"view", "voting_epoch", b"voting_epoch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__staleness_ms: _TypeAlias = _typing.Literal["staleness_ms"]  # noqa: Y015
     _WhichOneofArgType__staleness_ms: _TypeAlias = _typing.Literal["_staleness_ms", b"_staleness_ms"]  # noqa: Y015
@@ -1098,10 +1112,13 @@ class GossipResponse(_message.Message):
     APPLIED_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     HLC_MAX_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     status: Global___ReplicaStatus.ValueType
     replica: _builtins.str
     digest: _builtins.bytes
     hlc_max: _builtins.int
+    epoch: _builtins.int
+    """that the replica is in; applied sets are exchanged whatever it is"""
     @_builtins.property
     def applied(self) -> _passage_pb2.GtidSet: ...
     def __init__(
@@ -1112,10 +1129,11 @@ class GossipResponse(_message.Message):
         applied: _passage_pb2.GtidSet | None = ...,
         digest: _builtins.bytes = ...,
         hlc_max: _builtins.int = ...,
+        epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "digest", b"digest", "hlc_max", b"hlc_max", "replica", b"replica", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "digest", b"digest", "epoch", b"epoch", "hlc_max", b"hlc_max", "replica", b"replica", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1197,6 +1215,7 @@ class ListShardDocumentsResponse(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     INDEX_EPOCH_FIELD_NUMBER: _builtins.int
     STALENESS_MS_FIELD_NUMBER: _builtins.int
+    VOTING_EPOCH_FIELD_NUMBER: _builtins.int
     status: Global___ReplicaStatus.ValueType
     replica: _builtins.str
     more: _builtins.bool
@@ -1204,6 +1223,8 @@ class ListShardDocumentsResponse(_message.Message):
     message: _builtins.str
     index_epoch: _builtins.str
     staleness_ms: _builtins.int
+    voting_epoch: _builtins.int
+    """as in a search"""
     @_builtins.property
     def view(self) -> _passage_pb2.GtidSet: ...
     @_builtins.property
@@ -1221,10 +1242,11 @@ class ListShardDocumentsResponse(_message.Message):
         message: _builtins.str = ...,
         index_epoch: _builtins.str = ...,
         staleness_ms: _builtins.int | None = ...,
+        voting_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_staleness_ms", b"_staleness_ms", "staleness_ms", b"staleness_ms", "view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_staleness_ms", b"_staleness_ms", "documents", b"documents", "index_epoch", b"index_epoch", "message", b"message", "more", b"more", "replica", b"replica", "staleness_ms", b"staleness_ms", "status", b"status", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_staleness_ms", b"_staleness_ms", "documents", b"documents", "index_epoch", b"index_epoch", "message", b"message", "more", b"more", "replica", b"replica", "staleness_ms", b"staleness_ms", "status", b"status", "view", b"view", "voting_epoch", b"voting_epoch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__staleness_ms: _TypeAlias = _typing.Literal["staleness_ms"]  # noqa: Y015
     _WhichOneofArgType__staleness_ms: _TypeAlias = _typing.Literal["_staleness_ms", b"_staleness_ms"]  # noqa: Y015
@@ -1642,6 +1664,192 @@ class BucketLoadsResponse(_message.Message):
 Global___BucketLoadsResponse: _TypeAlias = BucketLoadsResponse  # noqa: Y015
 
 @_typing.final
+class FenceRequest(_message.Message):
+    """Makes a voter refuse quorum reads and writes of every epoch below `epoch`, and of `epoch` itself
+    until it has read a newer topology record.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    REPLICA_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    collection: _builtins.str
+    shard: _builtins.int
+    replica: _builtins.str
+    """UNKNOWN_REPLICA from any other"""
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        collection: _builtins.str = ...,
+        shard: _builtins.int = ...,
+        replica: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "epoch", b"epoch", "replica", b"replica", "shard", b"shard"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FenceRequest: _TypeAlias = FenceRequest  # noqa: Y015
+
+@_typing.final
+class FenceResponse(_message.Message):
+    """OK: durable, and `applied` has everything that was or can be accepted in older epochs here."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    REPLICA_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    APPLIED_FIELD_NUMBER: _builtins.int
+    HLC_MAX_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    status: Global___ReplicaStatus.ValueType
+    replica: _builtins.str
+    epoch: _builtins.int
+    """that the replica is in now"""
+    hlc_max: _builtins.int
+    message: _builtins.str
+    @_builtins.property
+    def applied(self) -> _passage_pb2.GtidSet: ...
+    def __init__(
+        self,
+        *,
+        status: Global___ReplicaStatus.ValueType = ...,
+        replica: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        applied: _passage_pb2.GtidSet | None = ...,
+        hlc_max: _builtins.int = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "epoch", b"epoch", "hlc_max", b"hlc_max", "message", b"message", "replica", b"replica", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FenceResponse: _TypeAlias = FenceResponse  # noqa: Y015
+
+@_typing.final
+class CatchUpRequest(_message.Message):
+    """Has a coming voter pull `require`, whatever epoch it and the holders are in."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    REPLICA_FIELD_NUMBER: _builtins.int
+    REQUIRE_FIELD_NUMBER: _builtins.int
+    HOLDERS_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    shard: _builtins.int
+    replica: _builtins.str
+    """UNKNOWN_REPLICA from any other"""
+    @_builtins.property
+    def require(self) -> _passage_pb2.GtidSet: ...
+    @_builtins.property
+    def holders(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """node names"""
+
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        shard: _builtins.int = ...,
+        replica: _builtins.str = ...,
+        require: _passage_pb2.GtidSet | None = ...,
+        holders: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["require", b"require"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "holders", b"holders", "replica", b"replica", "require", b"require", "shard", b"shard"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CatchUpRequest: _TypeAlias = CatchUpRequest  # noqa: Y015
+
+@_typing.final
+class CatchUpResponse(_message.Message):
+    """`applied` is durable, whatever the status."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    REPLICA_FIELD_NUMBER: _builtins.int
+    APPLIED_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    status: Global___ReplicaStatus.ValueType
+    """NOT_COVERED: some of `require` is still missing"""
+    replica: _builtins.str
+    message: _builtins.str
+    @_builtins.property
+    def applied(self) -> _passage_pb2.GtidSet: ...
+    def __init__(
+        self,
+        *,
+        status: Global___ReplicaStatus.ValueType = ...,
+        replica: _builtins.str = ...,
+        applied: _passage_pb2.GtidSet | None = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "message", b"message", "replica", b"replica", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CatchUpResponse: _TypeAlias = CatchUpResponse  # noqa: Y015
+
+@_typing.final
+class HostReplicaRequest(_message.Message):
+    """Makes the directory of a new replica, durably, before the topology record names its id. A directory that
+    is missing later has then lost its disk.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    REPLICA_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    shard: _builtins.int
+    replica: _builtins.str
+    """32 hex digits, never used before"""
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        shard: _builtins.int = ...,
+        replica: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "replica", b"replica", "shard", b"shard"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HostReplicaRequest: _TypeAlias = HostReplicaRequest  # noqa: Y015
+
+@_typing.final
+class HostReplicaResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HostReplicaResponse: _TypeAlias = HostReplicaResponse  # noqa: Y015
+
+@_typing.final
 class NodeStatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1805,6 +2013,8 @@ class ReplicaState(_message.Message):
     MEMORY_FIELD_NUMBER: _builtins.int
     HEALTH_FIELD_NUMBER: _builtins.int
     LEXICAL_STATISTICS_AGE_MS_FIELD_NUMBER: _builtins.int
+    FROZEN_FIELD_NUMBER: _builtins.int
+    LEARNER_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     shard: _builtins.int
     replica: _builtins.str
@@ -1820,6 +2030,10 @@ class ReplicaState(_message.Message):
     hlc_max: _builtins.int
     message: _builtins.str
     lexical_statistics_age_ms: _builtins.int
+    frozen: _builtins.bool
+    """quorum reads and writes wait for the end of a change of members"""
+    learner: _builtins.bool
+    """without a vote"""
     @_builtins.property
     def applied(self) -> _passage_pb2.GtidSet: ...
     @_builtins.property
@@ -1849,10 +2063,12 @@ class ReplicaState(_message.Message):
         memory: _abc.Iterable[Global___MemoryPart] | None = ...,
         health: Global___IndexHealth | None = ...,
         lexical_statistics_age_ms: _builtins.int = ...,
+        frozen: _builtins.bool = ...,
+        learner: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "health", b"health"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "collection", b"collection", "delta_rows", b"delta_rows", "digest", b"digest", "documents_live", b"documents_live", "epoch", b"epoch", "health", b"health", "hlc_max", b"hlc_max", "index_epoch", b"index_epoch", "lexical_statistics_age_ms", b"lexical_statistics_age_ms", "memory", b"memory", "message", b"message", "replica", b"replica", "rows_dead", b"rows_dead", "rows_live", b"rows_live", "segments", b"segments", "shard", b"shard", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "collection", b"collection", "delta_rows", b"delta_rows", "digest", b"digest", "documents_live", b"documents_live", "epoch", b"epoch", "frozen", b"frozen", "health", b"health", "hlc_max", b"hlc_max", "index_epoch", b"index_epoch", "learner", b"learner", "lexical_statistics_age_ms", b"lexical_statistics_age_ms", "memory", b"memory", "message", b"message", "replica", b"replica", "rows_dead", b"rows_dead", "rows_live", b"rows_live", "segments", b"segments", "shard", b"shard", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

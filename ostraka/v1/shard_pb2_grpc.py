@@ -109,6 +109,21 @@ class ShardServiceStub:
                 request_serializer=ostraka_dot_v1_dot_shard__pb2.BucketLoadsRequest.SerializeToString,
                 response_deserializer=ostraka_dot_v1_dot_shard__pb2.BucketLoadsResponse.FromString,
                 _registered_method=True)
+        self.Fence = channel.unary_unary(
+                '/ostraka.v1.ShardService/Fence',
+                request_serializer=ostraka_dot_v1_dot_shard__pb2.FenceRequest.SerializeToString,
+                response_deserializer=ostraka_dot_v1_dot_shard__pb2.FenceResponse.FromString,
+                _registered_method=True)
+        self.CatchUp = channel.unary_unary(
+                '/ostraka.v1.ShardService/CatchUp',
+                request_serializer=ostraka_dot_v1_dot_shard__pb2.CatchUpRequest.SerializeToString,
+                response_deserializer=ostraka_dot_v1_dot_shard__pb2.CatchUpResponse.FromString,
+                _registered_method=True)
+        self.HostReplica = channel.unary_unary(
+                '/ostraka.v1.ShardService/HostReplica',
+                request_serializer=ostraka_dot_v1_dot_shard__pb2.HostReplicaRequest.SerializeToString,
+                response_deserializer=ostraka_dot_v1_dot_shard__pb2.HostReplicaResponse.FromString,
+                _registered_method=True)
 
 
 class ShardServiceServicer:
@@ -204,6 +219,24 @@ class ShardServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Fence(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CatchUp(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def HostReplica(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ShardServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -281,6 +314,21 @@ def add_ShardServiceServicer_to_server(servicer, server):
                     servicer.BucketLoads,
                     request_deserializer=ostraka_dot_v1_dot_shard__pb2.BucketLoadsRequest.FromString,
                     response_serializer=ostraka_dot_v1_dot_shard__pb2.BucketLoadsResponse.SerializeToString,
+            ),
+            'Fence': grpc.unary_unary_rpc_method_handler(
+                    servicer.Fence,
+                    request_deserializer=ostraka_dot_v1_dot_shard__pb2.FenceRequest.FromString,
+                    response_serializer=ostraka_dot_v1_dot_shard__pb2.FenceResponse.SerializeToString,
+            ),
+            'CatchUp': grpc.unary_unary_rpc_method_handler(
+                    servicer.CatchUp,
+                    request_deserializer=ostraka_dot_v1_dot_shard__pb2.CatchUpRequest.FromString,
+                    response_serializer=ostraka_dot_v1_dot_shard__pb2.CatchUpResponse.SerializeToString,
+            ),
+            'HostReplica': grpc.unary_unary_rpc_method_handler(
+                    servicer.HostReplica,
+                    request_deserializer=ostraka_dot_v1_dot_shard__pb2.HostReplicaRequest.FromString,
+                    response_serializer=ostraka_dot_v1_dot_shard__pb2.HostReplicaResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -688,6 +736,87 @@ class ShardService:
             '/ostraka.v1.ShardService/BucketLoads',
             ostraka_dot_v1_dot_shard__pb2.BucketLoadsRequest.SerializeToString,
             ostraka_dot_v1_dot_shard__pb2.BucketLoadsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Fence(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ostraka.v1.ShardService/Fence',
+            ostraka_dot_v1_dot_shard__pb2.FenceRequest.SerializeToString,
+            ostraka_dot_v1_dot_shard__pb2.FenceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CatchUp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ostraka.v1.ShardService/CatchUp',
+            ostraka_dot_v1_dot_shard__pb2.CatchUpRequest.SerializeToString,
+            ostraka_dot_v1_dot_shard__pb2.CatchUpResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HostReplica(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ostraka.v1.ShardService/HostReplica',
+            ostraka_dot_v1_dot_shard__pb2.HostReplicaRequest.SerializeToString,
+            ostraka_dot_v1_dot_shard__pb2.HostReplicaResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,9 @@ class ShardServiceStub:
     Cover: _grpc.UnaryUnaryMultiCallable[_shard_pb2.CoverRequest, _shard_pb2.CoverResponse]
     FindKeys: _grpc.UnaryUnaryMultiCallable[_shard_pb2.FindKeysRequest, _shard_pb2.FindKeysResponse]
     BucketLoads: _grpc.UnaryUnaryMultiCallable[_shard_pb2.BucketLoadsRequest, _shard_pb2.BucketLoadsResponse]
+    Fence: _grpc.UnaryUnaryMultiCallable[_shard_pb2.FenceRequest, _shard_pb2.FenceResponse]
+    CatchUp: _grpc.UnaryUnaryMultiCallable[_shard_pb2.CatchUpRequest, _shard_pb2.CatchUpResponse]
+    HostReplica: _grpc.UnaryUnaryMultiCallable[_shard_pb2.HostReplicaRequest, _shard_pb2.HostReplicaResponse]
 
 @_typing.type_check_only
 class ShardServiceAsyncStub(ShardServiceStub):
@@ -67,6 +70,9 @@ class ShardServiceAsyncStub(ShardServiceStub):
     Cover: _aio.UnaryUnaryMultiCallable[_shard_pb2.CoverRequest, _shard_pb2.CoverResponse]  # type: ignore[assignment]
     FindKeys: _aio.UnaryUnaryMultiCallable[_shard_pb2.FindKeysRequest, _shard_pb2.FindKeysResponse]  # type: ignore[assignment]
     BucketLoads: _aio.UnaryUnaryMultiCallable[_shard_pb2.BucketLoadsRequest, _shard_pb2.BucketLoadsResponse]  # type: ignore[assignment]
+    Fence: _aio.UnaryUnaryMultiCallable[_shard_pb2.FenceRequest, _shard_pb2.FenceResponse]  # type: ignore[assignment]
+    CatchUp: _aio.UnaryUnaryMultiCallable[_shard_pb2.CatchUpRequest, _shard_pb2.CatchUpResponse]  # type: ignore[assignment]
+    HostReplica: _aio.UnaryUnaryMultiCallable[_shard_pb2.HostReplicaRequest, _shard_pb2.HostReplicaResponse]  # type: ignore[assignment]
 
 class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -173,5 +179,26 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _shard_pb2.BucketLoadsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_shard_pb2.BucketLoadsResponse, _abc.Awaitable[_shard_pb2.BucketLoadsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Fence(
+        self,
+        request: _shard_pb2.FenceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.FenceResponse, _abc.Awaitable[_shard_pb2.FenceResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def CatchUp(
+        self,
+        request: _shard_pb2.CatchUpRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.CatchUpResponse, _abc.Awaitable[_shard_pb2.CatchUpResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def HostReplica(
+        self,
+        request: _shard_pb2.HostReplicaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.HostReplicaResponse, _abc.Awaitable[_shard_pb2.HostReplicaResponse]]: ...
 
 def add_ShardServiceServicer_to_server(servicer: ShardServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -172,6 +172,12 @@ class ReplicaCore:
         return self._place[1]
 
     @property
+    def voting_epoch(self) -> int:
+        """The epoch whose quorums this replica answers for; 0 while it is frozen."""
+        epoch, frozen = self._place
+        return 0 if frozen else epoch
+
+    @property
     def applied(self) -> GtidSet:
         """The published applied set: durable and in the view. One reference, safe to read from any thread."""
         return self._published[0]

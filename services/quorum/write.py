@@ -87,6 +87,13 @@ class WriteRound:
             return Outcome.UNCERTAIN
         return Outcome.REFUSED
 
+    @property
+    def moved(self) -> bool:
+        """Whether a voter said that the members are others now: another round may succeed with the same batch."""
+        return any(
+            status in (ReplicaStatus.STALE_EPOCH, ReplicaStatus.UNKNOWN_REPLICA) for status in self._refused.values()
+        )
+
     def reason(self) -> str:
         """Why the vote is not won, for people."""
         parts = [f"{len(self._applied)} of {self.members.write_quorum} needed voters acknowledged"]

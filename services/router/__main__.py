@@ -14,6 +14,7 @@ from services.router.idempotency import KeyedWrites
 from services.router.ingest import Ingest
 from services.router.listing import Listing
 from services.router.lookup import Lookup
+from services.router.membership import Membership
 from services.router.node_choice import HedgeBudget, HedgePace, NodeBook
 from services.router.node_links import NodeLinks
 from services.router.read_types import ReadTools
@@ -26,11 +27,11 @@ from services.router.summary_rounds import SummaryRounds
 from services.router.wire import SetReader
 from services.router.write_back import WriteBack
 from services.router.writing import Writing
-from services.runtime import topology_file
 from services.runtime.channel import ChannelPool
 from services.runtime.clock import SYSTEM_CLOCK
 from services.runtime.config import Config
 from services.runtime.lifecycle import Lifecycle, run_and_exit
+from services.runtime.record_store_choice import open_record_store
 from services.runtime.server import MeshServer
 from services.runtime.tls import Role
 
@@ -40,19 +41,21 @@ BOOT_ID_BITS = 64
 async def main(config: Config, lifecycle: Lifecycle) -> None:
     """Run one coordinator until it is told to stop."""
     identity = lifecycle.identity
-    catalogue = Catalogue.of(config, topology_file.load(config))
+    store = open_record_store(config)
+    catalogue = Catalogue.of(config, await store.read())
+    membership = Membership(catalogue, store)
     embed_channels = ChannelPool(config, config.embed.addresses, server_role=Role.EMBED, identity=identity)
     generator_channels = ChannelPool(config, config.generator.addresses, server_role=Role.GENERATOR, identity=identity)
     links = NodeLinks.open(config, identity)
 
     clock, reader, book, pace = SYSTEM_CLOCK, SetReader(), NodeBook(links.names), HedgePace()
     rounds = SummaryRounds(links, book, reader, clock, 2 * config.router.calls_inflight_max, pace)
-    tools = ReadTools(rounds, book, HedgeBudget(), pace, config.router, clock)
+    tools = ReadTools(rounds, book, HedgeBudget(), pace, config.router, clock, membership)
     legs = SearchLegs(links, reader, config.router.search_wait_ms)
     embedder = Embedder(config, embed_channels)
     retrieval = Retrieval(tools, legs)
     # A boot id of 0 would read as "no source" on the wire.
-    writing = Writing(config, links, book, rounds, clock, source=secrets.randbits(BOOT_ID_BITS) or 1)
+    writing = Writing(config, links, book, rounds, membership, clock, source=secrets.randbits(BOOT_ID_BITS) or 1)
     servicer = RouterServicer(
         config,
         catalogue,
@@ -64,7 +67,7 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
         Asking(config, embedder, retrieval, Generation(generator_channels)),
         Status(catalogue, links, (("embed", embed_channels), ("generator", generator_channels)), embedder),
         Listing(links, reader, tools),
-        KeyedWrites(links, WriteBack(links, config.router.search_wait_ms)),
+        KeyedWrites(links, WriteBack(links, config.router.search_wait_ms), membership),
     )
     server = await MeshServer.start(
         config,
@@ -74,7 +77,8 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
         address=lifecycle.address,
         servicers=((add_RouterServiceServicer_to_server, servicer),),
     )
-    ready = asyncio.ensure_future(wait_until_ready(catalogue, rounds, embedder, clock))
+    following = asyncio.create_task(membership.follow(), name="topology record")
+    ready = asyncio.ensure_future(wait_until_ready(catalogue, rounds, membership, embedder, clock))
     stopping = asyncio.ensure_future(lifecycle.stop_requested())
     await asyncio.wait((ready, stopping), return_when=asyncio.FIRST_COMPLETED)
     if ready.done() and not stopping.done():
@@ -83,6 +87,9 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
         lifecycle.serving()
     await stopping
     ready.cancel()
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+    await store.close()
     await server.stop()
     await writing.close()
     await legs.close()

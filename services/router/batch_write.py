@@ -30,6 +30,8 @@ from services.runtime.errors import from_rpc_error
 
 # After the caller has its answer, how long voters that lag are still sent the batch; gossip repairs the rest.
 BACKGROUND_S = 3.0
+# When a voter says that the members have changed, how long the others may still decide the vote without it.
+MOVED_GRACE_S = 0.1
 # The pause before a repetition doubles up to this: hundreds of batches may wait for one dead node.
 RETRY_PAUSE_S_MAX = 1.0
 
@@ -65,11 +67,21 @@ class BatchWrite:
     def start(self, deadline: Deadline) -> None:
         """Send to every voter."""
         self._vote: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._moved: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         timeout_s = deadline.remaining_s() + BACKGROUND_S
         self._tasks = [
             asyncio.get_running_loop().create_task(self._deliver(voter, timeout_s))
             for voter in self.round.members.voters
         ]
+
+    async def overtaken(self, deadline: Deadline) -> bool:
+        """Whether a voter said that the members are others before the vote was decided."""
+        await asyncio.wait(
+            [self._vote, self._moved], timeout=deadline.remaining_s(), return_when=asyncio.FIRST_COMPLETED
+        )
+        if not self._vote.done() and self._moved.done():
+            await asyncio.wait([self._vote], timeout=deadline.at_most_ms(MOVED_GRACE_S * 1_000).remaining_s())
+        return self._moved.done() and not self._vote.done()
 
     async def decided(self, deadline: Deadline) -> Outcome:
         """Wait until the vote is decided, every voter has had its say, or time is up."""
@@ -143,6 +155,8 @@ class BatchWrite:
             span.end(names.OUTCOME_ERROR, reply.replica, status.name)
 
     def _announce(self) -> None:
+        if self.round.moved and not self._moved.done():
+            self._moved.set_result(None)
         if self.round.vote is not Vote.PENDING and not self._vote.done():
             self._vote.set_result(None)
 

@@ -22,6 +22,7 @@ from services.quorum.rows import OpKey
 from services.quorum.write import Outcome
 from services.router.catalogue import Collection
 from services.router.levels import WriteLevel, members_at
+from services.router.membership import ATTEMPTS_MAX, Membership
 from services.router.node_links import NodeLinks
 from services.router.write_back import WriteBack
 from services.router.writing import Written
@@ -52,8 +53,8 @@ class _Found:
 class KeyedWrites:
     """Finds earlier attempts of writes."""
 
-    def __init__(self, links: NodeLinks, write_back: WriteBack) -> None:
-        self._links, self._write_back = links, write_back
+    def __init__(self, links: NodeLinks, write_back: WriteBack, membership: Membership) -> None:
+        self._links, self._write_back, self._membership = links, write_back, membership
 
     async def earlier(
         self, collection: Collection, keys: Sequence[OpKey], level: WriteLevel.ValueType, deadline: Deadline
@@ -66,9 +67,32 @@ class KeyedWrites:
         for key in keys:
             by_shard.setdefault(collection.shard_of(key.document_id), []).append(key)
         parts = await asyncio.gather(
-            *(self._of_shard(collection, shard, wanted, level, deadline) for shard, wanted in by_shard.items())
+            *(self._steadily(collection, shard, wanted, level, deadline) for shard, wanted in by_shard.items())
         )
         return {document_id: found for part in parts for document_id, found in part.items()}
+
+    async def _steadily(
+        self,
+        collection: Collection,
+        shard: int,
+        wanted: Sequence[OpKey],
+        level: WriteLevel.ValueType,
+        deadline: Deadline,
+    ) -> dict[str, Earlier]:
+        """One shard's, by one membership; again by the next one when that did not do and members have changed."""
+        for _ in range(ATTEMPTS_MAX - 1):
+            collection = await self._membership.serving(collection, (shard,), deadline)
+            try:
+                found = await self._of_shard(collection, shard, wanted, level, deadline)
+                if all(each.written.outcome is Outcome.ACKNOWLEDGED for each in found.values()):
+                    return found
+            except Unavailable:
+                found = None
+            newer = await self._membership.after(collection, deadline)
+            if newer is None:
+                break
+            collection = newer
+        return await self._of_shard(collection, shard, wanted, level, deadline) if found is None else found
 
     async def _of_shard(
         self,

@@ -76,7 +76,7 @@ class ListLegs:
             status=status_from_proto(reply.status),
             applied=self._reader.read(reply.view),
             hlc_max=0,
-            epoch=epoch,
+            epoch=reply.voting_epoch,
         )
         if reply.status != shard_pb2.REPLICA_STATUS_OK:
             name = shard_pb2.ReplicaStatus.Name(reply.status)

@@ -8,21 +8,22 @@ goes on is in it or not, whole, but never twice, and nothing else is lost.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from opentelemetry.trace import Span
 
 from ostraka.v1 import passage_pb2, router_pb2, shard_pb2
 from services.router import page_token
+from services.router.catalogue import Collection
 from services.router.coverage import FRESHNESS, refuse_partial, session_token, shard_coverage, told_staleness
 from services.router.leg_span import SPAN_LIST
 from services.router.list_legs import ListLegs, PageQuestion
 from services.router.list_request import ExportPlan, ListPlan
 from services.router.node_links import NodeLinks
 from services.router.provenance import passage_from_payload
-from services.router.quorum_read import QuorumRead
 from services.router.read_request import Reading
-from services.router.read_types import ReadTools
+from services.router.read_types import LegSender, ReadTools
+from services.router.steady_read import steady_read
 from services.router.vectors import widened
 from services.router.wire import SetReader
 from services.runtime.deadline import Deadline
@@ -90,20 +91,23 @@ class Listing:
 
     async def page(self, reading: Reading, question: PageQuestion, deadline: Deadline, span: Span) -> Found:
         """The next documents of all shards together. Raises Unavailable."""
-        legs = ListLegs(self._links, self._reader, question, self._tools.limits.search_wait_ms)
-        read: QuorumRead[shard_pb2.ListShardDocumentsResponse] = QuorumRead(
+
+        def sender(members: Collection) -> LegSender[shard_pb2.ListShardDocumentsResponse]:
+            asked = replace(question, collection=members)
+            return ListLegs(self._links, self._reader, asked, self._tools.limits.search_wait_ms).send
+
+        _, outcomes = await steady_read(
             reading.collection,
             reading.collection.shards,
             FRESHNESS[reading.level],
             reading.session,
             self._tools,
-            legs.send,
+            sender,
             SPAN_LIST,
             span,
             deadline,
             reading.max_staleness_ms,
         )
-        outcomes = await read.run()
         refuse_partial(outcomes, reading)
         replies = {outcome.shard: outcome.reply.value for outcome in outcomes if outcome.reply is not None}
         documents, more = merged(replies, question.limit)

@@ -7,20 +7,23 @@ from collections.abc import Iterator, Sequence
 from opentelemetry.trace import Span
 
 from ostraka.v1 import passage_pb2, router_pb2, shard_pb2
+from services.router.catalogue import Collection
 from services.router.coverage import FRESHNESS, refuse_partial, session_token, shard_coverage, told_staleness
 from services.router.get_legs import GetLegs
 from services.router.identifiers import passage_id
 from services.router.leg_span import SPAN_GET
 from services.router.levels import LINEARIZABLE
+from services.router.membership import ATTEMPTS_MAX
 from services.router.node_links import NodeLinks
 from services.router.provenance import passage_from_payload
-from services.router.quorum_read import QuorumRead
 from services.router.read_request import GetPlan
-from services.router.read_types import ReadTools
+from services.router.read_types import LegSender, ReadTools, ShardOutcome
+from services.router.steady_read import steady_read
 from services.router.vectors import widened
 from services.router.wire import SetReader
 from services.router.write_back import WriteBack
 from services.runtime.deadline import Deadline
+from services.runtime.errors import Unavailable
 
 
 class Lookup:
@@ -32,36 +35,27 @@ class Lookup:
 
     async def get(self, plan: GetPlan, deadline: Deadline, span: Span) -> router_pb2.GetResponse:
         """Passages by document and ordinal. Raises Unavailable when a shard cannot be read at the level."""
-        reading, collection = plan.reading, plan.reading.collection
+        reading = plan.reading
         wanted = dict.fromkeys([*plan.document_ids, *(document_id for document_id, _ in plan.passages)])
         by_shard: dict[int, list[str]] = {}
         for document_id in wanted:
-            by_shard.setdefault(collection.shard_of(document_id), []).append(document_id)
-        legs = GetLegs(
-            self._links,
-            self._reader,
-            collection,
-            by_shard,
-            include_vectors=plan.include_vectors,
-            wait_ms=self._tools.limits.search_wait_ms,
-            include_batches=reading.level == LINEARIZABLE,
-        )
-        read: QuorumRead[shard_pb2.GetDocumentsResponse] = QuorumRead(
-            collection,
-            by_shard,
-            FRESHNESS[reading.level],
-            reading.session,
-            self._tools,
-            legs.send,
-            SPAN_GET,
-            span,
-            deadline,
-            reading.max_staleness_ms,
-        )
-        outcomes = await read.run()
-        refuse_partial(outcomes, reading)
-        if reading.level == LINEARIZABLE:
-            await self._written_back.everywhere(collection, outcomes, self._reader, deadline)
+            by_shard.setdefault(reading.collection.shard_of(document_id), []).append(document_id)
+        collection = reading.collection
+        for _ in range(ATTEMPTS_MAX):
+            collection, outcomes = await self._read(plan, collection, by_shard, deadline, span)
+            refuse_partial(outcomes, reading)
+            if reading.level != LINEARIZABLE:
+                break
+            try:
+                await self._written_back.everywhere(collection, outcomes, self._reader, deadline)
+                break
+            except Unavailable:
+                newer = await self._tools.membership.after(collection, deadline)
+                if newer is None:
+                    raise
+                collection = newer
+        else:
+            raise Unavailable("the members changed again and again while this was read", definite=True)
         found = {
             document.head.document_id: document
             for outcome in outcomes
@@ -82,6 +76,35 @@ class Lookup:
         )
         response.consistency, response.weak = reading.level, collection.weak
         return response
+
+    async def _read(
+        self, plan: GetPlan, collection: Collection, by_shard: dict[int, list[str]], deadline: Deadline, span: Span
+    ) -> tuple[Collection, list[ShardOutcome[shard_pb2.GetDocumentsResponse]]]:
+        reading = plan.reading
+
+        def sender(members: Collection) -> LegSender[shard_pb2.GetDocumentsResponse]:
+            return GetLegs(
+                self._links,
+                self._reader,
+                members,
+                by_shard,
+                include_vectors=plan.include_vectors,
+                wait_ms=self._tools.limits.search_wait_ms,
+                include_batches=reading.level == LINEARIZABLE,
+            ).send
+
+        return await steady_read(
+            collection,
+            by_shard,
+            FRESHNESS[reading.level],
+            reading.session,
+            self._tools,
+            sender,
+            SPAN_GET,
+            span,
+            deadline,
+            reading.max_staleness_ms,
+        )
 
 
 def _response(plan: GetPlan, found: dict[str, shard_pb2.StoredDocument], dim: int) -> router_pb2.GetResponse:

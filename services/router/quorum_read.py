@@ -56,8 +56,11 @@ class QuorumRead(Generic[T]):
         parent: Span,
         deadline: Deadline,
         max_staleness_ms: int = 0,
+        *,
+        patient: bool = True,
     ) -> None:
-        """`max_staleness_ms`: at BOUNDED, else 0."""
+        """`max_staleness_ms`: at BOUNDED, else 0. `patient`: go on trying also when members seem to have changed."""
+        self._patient = patient
         self._max_staleness_ms = max_staleness_ms
         self._collection, self._freshness, self._session, self._tools = collection, freshness, session, tools
         self._sender, self._span_name, self._parent, self._deadline = sender, span_name, parent, deadline
@@ -97,13 +100,19 @@ class QuorumRead(Generic[T]):
             shard.retries + shard.search.retries,
             reason,
             shard.search.round,
+            shard.moved,
         )
 
     def _new_search(self, shard: int) -> QuorumSearch:
         members = self._collection.members[shard]
         hosts = {voter.node: voter for voter in members.voters}
+        further = {learner.node: learner for learner in self._collection.learners.get(shard, ())}
         ranked = self._tools.book.ranked(self._now())
-        order: tuple[ReplicaRef, ...] = tuple(hosts[node] for node in ranked if node in hosts)
+        # A learner may still be empty: whoever asks for little had better be answered by a voter.
+        order: tuple[ReplicaRef, ...] = (
+            *(hosts[node] for node in ranked if node in hosts),
+            *(further[node] for node in ranked if node in further and node not in hosts),
+        )
         require = None
         if self._freshness in (Freshness.ONE, Freshness.BOUNDED):
             require = GtidSet.EMPTY
@@ -197,6 +206,7 @@ class QuorumRead(Generic[T]):
         shard = self._shards[number]
         if reply is None or reply.view.replica_id != leg.replica.replica_id:
             problem = reply.problem if reply is not None else ""
+            shard.moved = shard.moved or reply is None or reply.view.status is not ReplicaStatus.FAILED
             self._on_failure(call, number, problem or "another replica than expected answered", "UNKNOWN_REPLICA")
             return
         view = reply.view
@@ -246,7 +256,9 @@ class QuorumRead(Generic[T]):
             summary = told.get(number) if told is not None else None
             if summary is None or summary.replica_id != replica:
                 shard.search.summary_failed(replica)
+                shard.moved = shard.moved or (summary is not None and summary.status is not ReplicaStatus.FAILED)
             else:
+                shard.moved = shard.moved or summary.status is ReplicaStatus.STALE_EPOCH
                 shard.search.summary(summary)
             touched.append(number)
         self._decide(touched)
@@ -319,7 +331,7 @@ class QuorumRead(Generic[T]):
 
     def _rest(self, shard: ShardState[T]) -> None:
         """No quorum for this shard now: begin again after a pause, or give it up."""
-        if self._now() + self._pause_s >= self._persist_until_s:
+        if self._now() + self._pause_s >= self._persist_until_s or (shard.moved and not self._patient):
             shard.given_up = True
             return
         shard.resting = True

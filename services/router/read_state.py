@@ -31,6 +31,8 @@ class ShardState(Generic[T]):
     """A leg failed and was not replaced yet."""
     refresh: bool = False
     """Replicas refused as too stale: the next ones asked shall refresh."""
+    moved: bool = False
+    """A replica said, or showed, that the members have changed."""
     resting: bool = False
     """Waits for a pause to end."""
 

@@ -11,6 +11,7 @@ from typing import Generic, Protocol, TypeVar
 from services.quorum.gtid import GtidSet
 from services.quorum.replica import Summary
 from services.quorum.summary import SummaryRound
+from services.router.membership import Membership
 from services.router.node_choice import HedgeBudget, HedgePace, NodeBook
 from services.router.summary_rounds import SummaryRounds
 from services.runtime.clock import Clock
@@ -73,6 +74,7 @@ class ReadTools:
     pace: HedgePace
     limits: RouterConfig
     clock: Clock
+    membership: Membership
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,3 +100,5 @@ class ShardOutcome(Generic[T]):
     """Why there is no reply."""
     round: SummaryRound | None = None
     """What the voters said at QUORUM."""
+    moved: bool = False
+    """A replica said, or showed, that the members are others than this read was made for."""

@@ -15,10 +15,11 @@ from observability.logs import logger
 from services.router.catalogue import Catalogue
 from services.router.clock_round import quorum_clocks
 from services.router.embedder import Embedder, check_served
+from services.router.membership import Membership
 from services.router.summary_rounds import SummaryRounds
 from services.runtime.clock import Clock
 from services.runtime.deadline import Deadline
-from services.runtime.errors import FailedPrecondition, MeshError
+from services.runtime.errors import FailedPrecondition, MeshError, Unavailable
 
 ROUND_MS = 1_000
 PAUSE_S = 0.2
@@ -27,14 +28,16 @@ PATIENCE_S = 15.0
 _LOG = logger("readiness")
 
 
-async def wait_until_ready(catalogue: Catalogue, rounds: SummaryRounds, embedder: Embedder, clock: Clock) -> None:
+async def wait_until_ready(
+    catalogue: Catalogue, rounds: SummaryRounds, membership: Membership, embedder: Embedder, clock: Clock
+) -> None:
     """Return when every shard has a read quorum. The embed service is asked too, but not waited for: vectors can
     be brought along."""
     begun_s = clock.monotonic_s()
     told: Sequence[str] = ()
     while True:
         await _learn_model(embedder, catalogue)
-        missing = await _missing(catalogue, rounds)
+        missing = await _missing(catalogue, rounds, membership)
         if not missing:
             return
         if missing != told and clock.monotonic_s() - begun_s >= PATIENCE_S:
@@ -43,12 +46,15 @@ async def wait_until_ready(catalogue: Catalogue, rounds: SummaryRounds, embedder
         await asyncio.sleep(PAUSE_S)
 
 
-async def _missing(catalogue: Catalogue, rounds: SummaryRounds) -> Sequence[str]:
+async def _missing(catalogue: Catalogue, rounds: SummaryRounds, membership: Membership) -> Sequence[str]:
     """Shards without a read quorum, as "collection/shard"."""
     missing: list[str] = []
     for collection in catalogue:
         deadline = Deadline.after_ms(ROUND_MS)
-        heard = await quorum_clocks(rounds, collection, collection.shards, deadline, INVALID_SPAN)
+        try:
+            heard, _ = await quorum_clocks(rounds, membership, collection, collection.shards, deadline, INVALID_SPAN)
+        except Unavailable:  # a frozen shard serves again when its change ends; nothing else is known of the others
+            heard = {}
         missing.extend(f"{collection.name}/{shard}" for shard in collection.shards if shard not in heard)
     return missing
 

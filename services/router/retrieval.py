@@ -13,15 +13,15 @@ from opentelemetry.trace import Span
 from observability import metrics, names, spans
 from ostraka.v1 import passage_pb2, router_pb2, shard_pb2
 from services.router import fusion
-from services.router.catalogue import Model
+from services.router.catalogue import Collection, Model
 from services.router.coverage import FRESHNESS, refuse_partial, session_token, shard_coverage
 from services.router.fusion import Fused
 from services.router.provenance import hit_of
-from services.router.quorum_read import QuorumRead
 from services.router.read_request import Reading
-from services.router.read_types import ReadTools, Reply, ShardOutcome
+from services.router.read_types import LegSender, ReadTools, Reply, ShardOutcome
 from services.router.search_legs import Questions, SearchLegs, ShardAnswer
 from services.router.search_mode import DENSE, HYBRID, LEXICAL, TWO_STAGE, Ranking
+from services.router.steady_read import steady_read
 from services.router.vectors import F32
 from services.runtime.deadline import Deadline
 
@@ -85,31 +85,27 @@ class Retrieval:
         Raises Unavailable when a shard cannot be read at the level and partial answers were not allowed.
         """
         collection = reading.collection
-        questions = Questions(
-            collection,
-            [_query(vector, words) for vector, words in zip(wanted.vectors, wanted.words, strict=True)],
-            wanted.ranking,
-            wanted.exact,
-            wanted.filter,
-        )
+        queries = [_query(vector, words) for vector, words in zip(wanted.vectors, wanted.words, strict=True)]
 
-        read: QuorumRead[ShardAnswer] = QuorumRead(
+        def sender(members: Collection) -> LegSender[ShardAnswer]:
+            return partial(self._legs.send, Questions(members, queries, wanted.ranking, wanted.exact, wanted.filter))
+
+        _, outcomes = await steady_read(
             collection,
             collection.shards,
             FRESHNESS[reading.level],
             reading.session,
             self._tools,
-            partial(self._legs.send, questions),
+            sender,
             names.SPAN_SHARD_SEARCH,
             span,
             deadline,
             reading.max_staleness_ms,
         )
-        outcomes = await read.run()
         _count(outcomes, collection.name)
         refuse_partial(outcomes, reading)
         replies = {outcome.shard: outcome.reply for outcome in outcomes if outcome.reply is not None}
-        results = _merged(replies, len(questions.queries), wanted.ranking, model, span)
+        results = _merged(replies, len(queries), wanted.ranking, model, span)
         coverage = [
             shard_coverage(
                 outcome,

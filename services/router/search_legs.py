@@ -174,7 +174,6 @@ class SearchLegs:
                 waiting.future.cancel()
 
     def _deliver(self, batch: Sequence[_Waiting], reply: shard_pb2.SearchShardsResponse) -> None:
-        epochs = {shard: members.epoch for shard, members in batch[0].questions.collection.members.items()}
         total = sum(len(waiting.questions.queries) for waiting in batch)
         summaries = {
             result.shard: Summary(
@@ -182,7 +181,7 @@ class SearchLegs:
                 status=status_from_proto(result.status),
                 applied=self._reader.read(result.view),
                 hlc_max=result.hlc_max,
-                epoch=epochs.get(result.shard, 0),
+                epoch=result.voting_epoch,
             )
             for result in reply.shards
         }

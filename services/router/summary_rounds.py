@@ -95,8 +95,12 @@ class SummaryRounds:
         if self._waiters >= self._waiters_max:
             raise ResourceExhausted(f"{self._waiters} operations wait for a summary round", retry_ms=100)
         lanes = self._lanes.get(collection.name)
-        if lanes is None:
-            lanes = self._lanes[collection.name] = _lanes(collection)
+        if lanes is None or lanes[0].collection is not collection:
+            found = lanes
+            lanes = _lanes(collection)
+            # Whoever began by older members keeps to them, alone; the others meet in the lanes of the newest.
+            if found is None or not found[0].collection.newer_than(collection):
+                self._lanes[collection.name] = lanes
         ticket = Ticket(listener, parent, lanes, self)
         self._waiters += 1
         for lane in lanes:
@@ -196,7 +200,9 @@ def _lanes(collection: Collection) -> Sequence[_Lane]:
     lanes = []
     for node in collection.nodes:
         shards = [shard for shard, name in collection.replica_of if name == node]
-        epoch = max(collection.members[shard].epoch for shard in shards)
-        request = shard_pb2.SummaryRequest(epoch=epoch, collection=collection.name, shards=shards)
+        epochs = [collection.members[shard].epoch for shard in shards]
+        request = shard_pb2.SummaryRequest(epoch=max(epochs), collection=collection.name, shards=shards)
+        if len(set(epochs)) > 1:
+            request.epochs.extend(epochs)
         lanes.append(_Lane(collection, node, request))
     return lanes

@@ -16,13 +16,13 @@ from opentelemetry.trace import Span
 from observability import spans
 from services.quorum.clock import HybridLogicalClock, Version
 from services.quorum.gtid import Gtid, GtidSet
-from services.quorum.members import Members
 from services.quorum.rows import HeadRow, OpKey, PassageRow, WriteBatch
 from services.quorum.write import Outcome
 from services.router.batch_write import BatchWrite
 from services.router.catalogue import Collection
 from services.router.clock_round import quorum_clocks
 from services.router.levels import WRITE_ONE, WRITE_QUORUM, WriteLevel, members_at
+from services.router.membership import ATTEMPTS_MAX, Membership
 from services.router.node_choice import NodeBook
 from services.router.node_links import NodeLinks
 from services.router.packing import Document, Parcel, pack
@@ -30,6 +30,7 @@ from services.router.summary_rounds import SummaryRounds
 from services.runtime.clock import Clock
 from services.runtime.config import Config
 from services.runtime.deadline import Deadline
+from services.runtime.errors import Unavailable
 
 # Batches of one call under way: enough to keep three group commits busy, few enough to bound memory.
 BATCHES_INFLIGHT = 8
@@ -38,6 +39,7 @@ BACKGROUND_BATCHES_MAX = 256
 BACKGROUND_BYTES_MAX = 64 * 1024 * 1024
 # A quorum's clocks are waited for at most this share of the deadline; the rest is for the batches themselves.
 CLOCK_SHARE = 0.6
+FROZEN_REASON = "the shard's members are being changed, and the change did not end in time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ class _Job:
     before: list[_Job]
     retried: bool
     finished: asyncio.Future[Written]
-    members: Members
+    level: WriteLevel.ValueType
     keys: Sequence[OpKey]
     gtid: Gtid | None = None
 
@@ -88,10 +90,18 @@ class Writing:
     """Every write of this coordinator."""
 
     def __init__(
-        self, config: Config, links: NodeLinks, book: NodeBook, rounds: SummaryRounds, clock: Clock, source: int
+        self,
+        config: Config,
+        links: NodeLinks,
+        book: NodeBook,
+        rounds: SummaryRounds,
+        membership: Membership,
+        clock: Clock,
+        source: int,
     ) -> None:
         """`source`: 64 random bits of this start, never used before."""
         self._links, self._book, self._rounds, self._clock, self._source = links, book, rounds, clock, source
+        self._membership = membership
         self._retry_ms = config.router.write_retry_ms
         self._rows_max, self._bytes_max = config.shard.batch_rows_max, config.shard.batch_bytes_max
         self._versions = HybridLogicalClock(source)
@@ -105,16 +115,22 @@ class Writing:
         deadline: Deadline,
         level: WriteLevel.ValueType = WRITE_QUORUM,
     ) -> tuple[list[Written], Mapping[tuple[str, int], GtidSet]]:
-        """Outcomes in order, and what was acknowledged, for the session token. Raises ResourceExhausted."""
+        """Outcomes in order, and what was acknowledged, for the session token.
+
+        Raises ResourceExhausted; Unavailable, nothing sent, when a shard stays frozen.
+        """
         parent = spans.current_span()
         shards = [collection.shard_of(write.document.document_id) for write in writes]
         if level == WRITE_ONE:
             # A quorum may not be there to ask; the level says that such versions follow the clocks alone.
             clocks: Mapping[int, int] = dict.fromkeys(shards, 0)
+            collection = await self._membership.serving(collection, shards, deadline)
         else:
-            clocks = await quorum_clocks(self._rounds, collection, set(shards), deadline.share(CLOCK_SHARE), parent)
+            clocks, collection = await quorum_clocks(
+                self._rounds, self._membership, collection, set(shards), deadline.share(CLOCK_SHARE), parent
+            )
         fresh = self._versions.next(self._clock.wall_ms(), max(clocks.values(), default=0))
-        jobs = self._jobs(collection, level, writes, shards, clocks, fresh)
+        jobs = self._jobs(level, writes, shards, clocks, fresh)
         of_document = {document_id: job for job in jobs for document_id, _ in job.parcel.heads}
         slots = asyncio.Semaphore(BATCHES_INFLIGHT)
         async with asyncio.TaskGroup() as group:
@@ -142,7 +158,6 @@ class Writing:
 
     def _jobs(
         self,
-        collection: Collection,
         level: WriteLevel.ValueType,
         writes: Sequence[Write],
         shards: Sequence[int],
@@ -160,11 +175,10 @@ class Writing:
         jobs: list[_Job] = []
         for (shard, version, retried), documents in grouped.items():
             made: list[_Job] = []
-            members = members_at(collection.members[shard], level)
             for parcel in pack(documents, self._rows_max, self._bytes_max):
                 before = [made[index] for index in parcel.depends]
                 keys = [keyed[document_id] for document_id, _ in parcel.heads if document_id in keyed]
-                made.append(_Job(shard, version, parcel, before, retried, loop.create_future(), members, keys))
+                made.append(_Job(shard, version, parcel, before, retried, loop.create_future(), level, keys))
             jobs.extend(made)
         return jobs
 
@@ -190,18 +204,50 @@ class Writing:
         job.gtid = Gtid(self._source, sequence)
         depends = GtidSet.of(*(earlier.gtid for earlier in job.before if earlier.gtid is not None))
         batch = batch_of(job.parcel, job.gtid, job.version, depends, job.keys)
-        writing = BatchWrite(
-            self._links, self._book, self._clock, collection, job.shard, job.members, batch, self._retry_ms, parent
-        )
-        writing.start(deadline)
-        try:
-            outcome = await writing.decided(deadline)
-        finally:
-            self._leave(writing)
-        if outcome is Outcome.REFUSED and job.retried:
+        maybe = job.retried
+        for _ in range(ATTEMPTS_MAX):
+            # Another batch of the call may have met a change of members since.
+            collection = self._membership.newest(collection)
+            if job.shard in collection.frozen:
+                newer = await self._thawed(collection, job.shard, deadline)
+                if newer is None:
+                    return Written(
+                        Outcome.UNCERTAIN if maybe else Outcome.REFUSED, job.version, 0, job.shard, FROZEN_REASON
+                    )
+                collection = newer
+            members = members_at(collection.members[job.shard], job.level)
+            writing = BatchWrite(
+                self._links, self._book, self._clock, collection, job.shard, members, batch, self._retry_ms, parent
+            )
+            writing.start(deadline)
+            try:
+                outcome = await self._decided(writing, collection, deadline)
+            finally:
+                self._leave(writing)
+            if outcome is Outcome.ACKNOWLEDGED or not writing.round.moved or deadline.expired():
+                break
+            # The very same batch to the members of now: whoever has applied it already says so again. What was
+            # acknowledged in the old epoch alone does not count in the new one.
+            maybe = maybe or outcome is Outcome.UNCERTAIN
+            if await self._membership.after(collection, deadline) is None:
+                break
+        if outcome is Outcome.REFUSED and maybe:
             outcome = Outcome.UNCERTAIN
         reason = "" if outcome is Outcome.ACKNOWLEDGED else writing.round.reason()
         return Written(outcome, job.version, writing.round.acks, job.shard, reason)
+
+    async def _decided(self, writing: BatchWrite, collection: Collection, deadline: Deadline) -> Outcome:
+        """The vote's outcome, or what is known of it when a newer membership makes it pointless to wait."""
+        if await writing.overtaken(deadline) and await self._membership.after(collection, deadline) is not None:
+            return writing.round.outcome()
+        return await writing.decided(deadline)
+
+    async def _thawed(self, collection: Collection, shard: int, deadline: Deadline) -> Collection | None:
+        """The next membership that serves; None when there is none by the deadline."""
+        try:
+            return await self._membership.serving(collection, (shard,), deadline)
+        except Unavailable:
+            return None
 
     def _leave(self, writing: BatchWrite) -> None:
         """Let the voters that lag have the batch, within bounds."""

@@ -28,6 +28,9 @@ ALLOWED: Mapping[str, frozenset[Role]] = MappingProxyType(
             f"{_PACKAGE}.ShardService", ("Pull", "Gossip", "GetCodec", "SampleVectors", "Statistics"), Role.SHARD
         ),
         **_methods(f"{_PACKAGE}.ShardService", ("SnapshotShard", "BucketLoads"), Role.ADMIN),
+        # Not routers, which face clients: whoever fences stops a shard's quorums, and only who may write the topology
+        # record can start them again.
+        **_methods(f"{_PACKAGE}.ShardService", ("Fence", "CatchUp", "HostReplica"), Role.ADMIN),
         **_methods(
             f"{_PACKAGE}.RouterService",
             ("Ask", "Search", "Upsert", "Delete", "Get", "Status", "ListDocuments", "Export"),

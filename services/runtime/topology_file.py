@@ -1,7 +1,7 @@
-"""`topology.json`: which replica ids vote for which shard, and which shard each bucket belongs to.
+"""`topology.json`: the topology record of a mesh on one machine, and the marker in each replica's directory.
 
-Written once per collection and never guessed again: a replica's id stands for the data on its disk. Plain data;
-router and shard turn it into quorum members themselves.
+A collection is written once and never guessed again: a replica's id stands for the data on its disk. Members change
+through `record_file` while the mesh runs, and through `changing` while it does not.
 """
 
 from __future__ import annotations
@@ -11,61 +11,33 @@ import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from observability.logs import logger
 from services.runtime.atomic_file import make_directory, sync_directory, write_atomically
 from services.runtime.config import CollectionConfig, Config, ConfigError
+from services.runtime.topology import (
+    BUCKETS,
+    REPLICA_ID_BYTES,
+    CollectionTopology,
+    ShardTopology,
+    Topology,
+    Voter,
+    shard_from_json,
+    shard_of,
+    shard_problem,
+    shard_to_json,
+    successor_problem,
+)
 
 FORMAT = 1
-BUCKETS = 256
-REPLICA_ID_BYTES = 16
 MARKER = "replica.json"
 """In each replica's directory: whose data it holds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Voter:
-    """One replica and the node that holds it."""
-
-    replica_id: str
-    """32 hex digits, random, never used again."""
-    node: str
-
-
-@dataclass(frozen=True, slots=True)
-class ShardTopology:
-    """The voters of one shard and how many must agree."""
-
-    epoch: int
-    voters: tuple[Voter, ...]
-    read_quorum: int
-    write_quorum: int
-
-
-@dataclass(frozen=True, slots=True)
-class CollectionTopology:
-    """The shards of one collection and the bucket table."""
-
-    shards: Mapping[int, ShardTopology]
-    buckets: tuple[int, ...]
-    """BUCKETS entries: bucket -> shard."""
-
-
-@dataclass(frozen=True, slots=True)
-class Topology:
-    """The whole record, for the collections that the mesh file declares."""
-
-    collections: Mapping[str, CollectionTopology]
-
-    def replicas_of(self, node: str) -> Iterator[tuple[str, int, Voter]]:
-        """Collection, shard and voter of every replica on `node`."""
-        for collection, topology in self.collections.items():
-            for shard, members in topology.shards.items():
-                for voter in members.voters:
-                    if voter.node == node:
-                        yield collection, shard, voter
+REMOVED = "removed_epoch"
+"""In the marker of a replica that left: in which epoch that was seen."""
+_LOG = logger("runtime")
 
 
 def load(config: Config) -> Topology:
@@ -90,7 +62,7 @@ def bootstrap(config: Config) -> Topology:
     several processes. Raises ConfigError as `load` does.
     """
     make_directory(config.data_dir)
-    with _locked(config.data_dir / "topology.lock"):
+    with _locked(lock_path(config)):
         raw = _read(config.topology_path) or {}
         new = [name for name in config.collections if name not in raw]
         if new:
@@ -120,24 +92,26 @@ class TopologyChange:
         known = self._known(collection)
         made = known or _spread(settings, tuple(self._config.nodes), self._seats())
         shards = {
-            shard: replace(
-                members,
-                epoch=max(epochs[shard], members.epoch if known else 0) + 1,
-                voters=tuple(replace(voter, replica_id=_new_id()) for voter in members.voters),
+            shard: ShardTopology(
+                max(epochs[shard], members.epoch if known else 0) + 1,
+                tuple(Voter(_new_id(), voter.node) for voter in members.voters),
+                members.read_quorum,
+                members.write_quorum,
+                removed=tuple(sorted({*members.removed, *(m.replica_id for m in members.members())})) if known else (),
             )
             for shard, members in made.shards.items()
         }
         return CollectionTopology(shards, tuple(buckets))
 
     def replace(self, collections: Mapping[str, CollectionTopology]) -> list[Voter]:
-        """Write the record with these collections in it, atomically; the voters that they replace.
+        """Write the record with these collections in it, atomically; the replicas that they replace.
 
         The directories of the new voters must be durable. Raises OSError, nothing changed.
         """
         known = [topology for name in collections if (topology := self._known(name)) is not None]
         raw = {**self._raw, **{name: asdict(topology) for name, topology in collections.items()}}
         write_atomically(self._config.topology_path, _dump({"format": FORMAT, "collections": raw}))
-        return [voter for topology in known for members in topology.shards.values() for voter in members.voters]
+        return [member for topology in known for record in topology.shards.values() for member in record.members()]
 
     def _known(self, collection: str) -> CollectionTopology | None:
         if collection not in self._raw:
@@ -148,20 +122,79 @@ class TopologyChange:
         return sum(len(shard["voters"]) for known in self._raw.values() for shard in known["shards"].values())
 
 
-def voters(config: Config) -> list[Voter]:
-    """Every voter that the record names, of collections that the mesh file no longer declares too.
+def named(config: Config) -> list[Voter]:
+    """Every replica that the record names, of collections that the mesh file no longer declares too.
 
     Empty when there is no record. Raises ConfigError.
     """
     raw = _read(config.topology_path) or {}
-    return [voter for known in raw.values() for shard in known["shards"].values() for voter in _shard(shard).voters]
+    return [
+        member
+        for known in raw.values()
+        for shard in known["shards"].values()
+        for member in shard_from_json(shard).members()
+    ]
 
 
 @contextmanager
 def changing(config: Config) -> Iterator[TopologyChange]:
     """The record, locked against `bootstrap` and other changes. Raises ConfigError when it cannot be read."""
-    with _locked(config.data_dir / "topology.lock"):
+    with _locked(lock_path(config)):
         yield TopologyChange(config, _read(config.topology_path) or {})
+
+
+def lock_path(config: Config) -> Path:
+    """Locked by whoever changes the record."""
+    return config.data_dir / "topology.lock"
+
+
+def swap_shard(
+    config: Config, collection: str, shard: int, expected_epoch: int, record: ShardTopology
+) -> ShardTopology:
+    """`RecordStore.swap` for a caller that holds the lock. Blocks. Raises ConfigError, nothing changed."""
+    stored = shard_of(load(config), collection, shard)
+    if stored.epoch != expected_epoch:
+        return stored
+    where = f"collection {collection!r}, shard {shard}"
+    problem = shard_problem(record, allow_weak=config.collections[collection].allow_weak)
+    if problem := problem or successor_problem(stored, record):
+        raise ConfigError(f"{where}: refused: {problem}")
+    if unknown := [member.node for member in record.members() if member.node not in config.nodes]:
+        remedy = f"add [nodes.{unknown[0]}] to {config.path} and restart the processes of the mesh, one by one"
+        raise ConfigError(f"{where}: refused: {remedy}")
+    raw = _read(config.topology_path)
+    assert raw is not None, "it was loaded just now"
+    raw[collection]["shards"][str(shard)] = shard_to_json(record)
+    write_atomically(config.topology_path, _dump({"format": FORMAT, "collections": raw}))
+    return record
+
+
+def mark_removed(config: Config, node: str, topology: Topology) -> None:
+    """Note in the directories of the node's replicas that left that they did, durably; once.
+
+    So they stay ended even where a record from a backup names them again. Blocks. Raises OSError.
+    """
+    left = {
+        replica_id: (collection, shard, record.epoch)
+        for collection, known in topology.collections.items()
+        for shard, record in known.shards.items()
+        for replica_id in record.removed
+    }
+    for replica_id, (collection, shard, epoch) in left.items():
+        directory = config.replica_dir(node, replica_id)
+        if not directory.is_dir() or REMOVED in _read_marker(directory / MARKER):
+            continue
+        marker = _marker(collection, shard, Voter(replica_id, node))
+        write_atomically(directory / MARKER, _dump({**marker, REMOVED: epoch}))
+        _LOG.warning("replica has left the mesh; its directory can be deleted", directory=str(directory), epoch=epoch)
+
+
+def _read_marker(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def replica_problem(config: Config, collection: str, shard: int, voter: Voter) -> str:
@@ -177,6 +210,11 @@ def replica_problem(config: Config, collection: str, shard: int, voter: Voter) -
         return f"{path} is missing: the replica lost its disk; a replica never returns under its id"
     except (OSError, ValueError) as error:
         return f"{path} cannot be read: {error}"
+    if isinstance(found, dict) and REMOVED in found:
+        return (
+            f"{path.parent} is of a replica that left in epoch {found[REMOVED]}; a replica never returns under its id: "
+            "add a new one, and delete the directory"
+        )
     expected = _marker(collection, shard, voter)
     return "" if found == expected else f"{path} says {found}, expected {expected}"
 
@@ -236,18 +274,18 @@ def _checked(config: Config, name: str, settings: CollectionConfig, raw: Any) ->
     """One collection of the file, well-formed and in agreement with the mesh file."""
     path = config.topology_path
     try:
-        shards = {int(key): _shard(value) for key, value in raw["shards"].items()}
+        shards = {int(key): shard_from_json(value) for key, value in raw["shards"].items()}
         buckets = tuple(int(shard) for shard in raw["buckets"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(path, f"collection {name!r}: {error!r}") from error
     if len(buckets) != BUCKETS or not shards or set(shards) != set(range(len(shards))) or set(buckets) - set(shards):
         raise _damaged(path, f"collection {name!r}: the bucket table does not fit its shards")
-    ids = [voter.replica_id for members in shards.values() for voter in members.voters]
-    if len(set(ids)) != len(ids) or not all(_is_id(replica_id) for replica_id in ids):
-        raise _damaged(path, f"collection {name!r}: replica ids must be distinct and 32 hex digits")
-    for shard, members in shards.items():
-        if len({voter.node for voter in members.voters}) != len(members.voters):
-            raise _damaged(path, f"collection {name!r}, shard {shard}: two voters on one node")
+    for shard, record in shards.items():
+        if problem := shard_problem(record, allow_weak=settings.allow_weak):
+            raise _damaged(path, f"collection {name!r}, shard {shard}: {problem}")
+    ids = [member.replica_id for record in shards.values() for member in record.members()]
+    if len(set(ids)) != len(ids):
+        raise _damaged(path, f"collection {name!r}: replica ids must be distinct; two shards share one")
     _agree(config, name, settings, shards)
     return CollectionTopology(shards, buckets)
 
@@ -256,32 +294,24 @@ def _agree(config: Config, name: str, settings: CollectionConfig, shards: Mappin
     where, remedy = f"collections.{name}", "set it back, or begin with a new mesh.data_dir and ingest again"
     if len(shards) != settings.shards:
         raise ConfigError(f"{where}.shards is {settings.shards} but the data has {len(shards)}; {remedy}")
-    for members in shards.values():
+    for record in shards.values():
         facts = {
-            "replicas": len(members.voters),
-            "read_quorum": members.read_quorum,
-            "write_quorum": members.write_quorum,
+            "replicas": len(record.voters),
+            "read_quorum": record.read_quorum,
+            "write_quorum": record.write_quorum,
         }
         for key, fact in facts.items():
-            if getattr(settings, key) != fact:
+            # The mesh file says how a collection begins; once members have changed the record alone counts.
+            if record.epoch == 1 and getattr(settings, key) != fact:
                 raise ConfigError(
                     f"{where}.{key} is {getattr(settings, key)} but the data was made with {fact}; {remedy}"
                 )
-        for voter in members.voters:
-            if voter.node not in config.nodes:
+        for member in record.members():
+            if member.node not in config.nodes:
                 raise ConfigError(
-                    f"[nodes.{voter.node}] is not in {config.path} but holds replica {voter.replica_id} of "
+                    f"[nodes.{member.node}] is not in {config.path} but holds replica {member.replica_id} of "
                     f"{name!r}; put the node back, or begin with a new mesh.data_dir and ingest again"
                 )
-
-
-def _shard(raw: Any) -> ShardTopology:
-    voters = tuple(Voter(str(voter["replica_id"]), str(voter["node"])) for voter in raw["voters"])
-    return ShardTopology(int(raw["epoch"]), voters, int(raw["read_quorum"]), int(raw["write_quorum"]))
-
-
-def _is_id(text: str) -> bool:
-    return len(text) == 2 * REPLICA_ID_BYTES and set(text) <= set("0123456789abcdef")
 
 
 def _damaged(path: Path, why: str) -> ConfigError:

@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 
 from ostraka.v1.shard_pb2_grpc import add_ShardServiceServicer_to_server
-from services.runtime import topology_file
 from services.runtime.clock import SYSTEM_CLOCK
 from services.runtime.config import Config
 from services.runtime.lifecycle import Lifecycle, run_and_exit
+from services.runtime.record_store_choice import open_record_store
 from services.runtime.server import MeshServer
 from services.runtime.tls import Role
 from services.shard.background import share_cores
+from services.shard.following import Following
 from services.shard.introspection import Introspection
 from services.shard.measures import Measures
 from services.shard.node import Node
@@ -23,7 +24,8 @@ from services.shard.service import ShardServicer
 async def main(config: Config, lifecycle: Lifecycle) -> None:
     """Serve until asked to stop."""
     share_cores()
-    node = Node(config, lifecycle.node, topology_file.load(config), SYSTEM_CLOCK)
+    store = open_record_store(config)
+    node = Node(config, lifecycle.node, await store.read(), SYSTEM_CLOCK)
     pool = SearchPool(config.shard.search_threads, config.shard.search_queue_max, SYSTEM_CLOCK)
     introspection = Introspection(
         node.replicas.values(), node.codecs.stores, lambda: pool.idle, SYSTEM_CLOCK, config.shard.background_cpu
@@ -37,11 +39,13 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
         address=lifecycle.address,
         servicers=[(add_ShardServiceServicer_to_server, servicer)],
     )
+    following: asyncio.Task[None] | None = None
     measures = Measures(node, SYSTEM_CLOCK)
     try:
         await node.open()
         node.start({name: settings.address for name, settings in config.nodes.items()})
         introspection.start()
+        following = asyncio.create_task(Following(node, store).run(), name="topology record")
         announcing = asyncio.create_task(_announce(node, server, lifecycle))
         await lifecycle.stop_requested()
         announcing.cancel()
@@ -49,6 +53,10 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
             await announcing
     finally:
         measures.close()
+        if following is not None:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+        await store.close()
         await server.stop()
         await asyncio.to_thread(introspection.stop)
         await node.close()

@@ -52,6 +52,13 @@ class CodecExchange:
         self.heard_s: dict[str, float] = {node: began_s for nodes in peers.values() for node in nodes}
         """When each node last answered; at first, when listening began."""
 
+    def follow(self, peers: Mapping[str, Mapping[str, shard_pb2_grpc.ShardServiceAsyncStub]]) -> None:
+        """The nodes that host the collections have changed."""
+        self._peers = peers
+        now_s = self._clock.monotonic_s()
+        for node in {node for nodes in peers.values() for node in nodes}:
+            self.heard_s.setdefault(node, now_s)
+
     def hurry(self) -> None:
         """Ask now rather than at the next interval."""
         self._hint.set()
@@ -101,7 +108,10 @@ class CodecExchange:
         own = self._stores[collection].record()
         if own is not None:
             request.have.CopyFrom(record_to_wire(own))
-        call = self._peers[collection][node].GetCodec(request, timeout=CALL_S)
+        stub = self._peers.get(collection, {}).get(node)
+        if stub is None:
+            return None  # it left meanwhile
+        call = stub.GetCodec(request, timeout=CALL_S)
         pieces = aiter(call)
         data = bytearray()
         try:

@@ -129,6 +129,10 @@ class CodecTraining:
         self.failures: dict[str, str] = {}
         """Why the last attempt for a collection failed, until one succeeds."""
 
+    def follow(self, subjects: Sequence[Subject]) -> None:
+        """Where the rows are has changed."""
+        self._subjects = subjects
+
     async def run(self) -> None:
         """Look and train until cancelled; one collection at a time."""
         while True:

@@ -21,15 +21,26 @@ def unable(replica: HostedReplica | None) -> ReplicaStatus:
     return ReplicaStatus.UNKNOWN_REPLICA if replica is None else ReplicaStatus.FAILED
 
 
-def readable(replica: HostedReplica | None, epoch: int) -> tuple[ReplicaStatus | None, str]:
-    """(why the replica cannot be read, in words), or (None, "")."""
+def readable(replica: HostedReplica | None) -> tuple[ReplicaStatus | None, str]:
+    """(why the replica cannot be read, in words), or (None, "").
+
+    Whatever its epoch: a view that contains what is required answers for it, also while members change. As a vote a
+    read counts only in the `voting_epoch` that the answer names.
+    """
     if replica is None or replica.engine is None or replica.reason:
         return unable(replica), replica.reason if replica else "not hosted here"
-    own = replica.members.epoch
-    if epoch != own:
-        stale = ReplicaStatus.STALE_EPOCH if epoch < own else ReplicaStatus.STALE_TOPOLOGY
-        return stale, f"epoch {epoch} is not {own}"
     return None, ""
+
+
+def voting(replica: HostedReplica | None, epoch: int) -> tuple[ReplicaStatus | None, str]:
+    """(why the replica does not speak for a quorum of `epoch`, in words), or (None, "")."""
+    if replica is None or replica.engine is None or replica.reason:
+        return readable(replica)
+    core = replica.engine.core
+    status = core.epoch_status(epoch)
+    if status is ReplicaStatus.OK:
+        return None, ""
+    return status, f"epoch {epoch} was asked for, the replica is in {core.epoch}{', frozen' if core.frozen else ''}"
 
 
 async def covering(

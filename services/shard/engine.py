@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from observability.logs import logger
 from services.quorum.replica import ReplicaCore, ReplicaLimits
@@ -40,6 +40,7 @@ from services.shard.writer import PendingWrite, Writer, WriteReply
 
 DATABASE_FILE = "replica.db"
 SEGMENTS_DIR = "segments"
+T = TypeVar("T")
 _LOG = logger("shard")
 
 
@@ -82,10 +83,13 @@ class Engine:
         lexical: Lexical | None = None,
         codecs: CodecSource | None = None,
         kind: Kind = DEFAULT_KIND,
+        *,
+        frozen: bool = False,
     ) -> None:
         """Open or create the database in `directory` and rebuild the view. `metadata`: what filters may name;
         `lexical`: how words are searched, by default as in a collection that says nothing. `codecs`: what segments are
-        encoded with; None: the replica trains for itself, codecs of this `kind`.
+        encoded with; None: the replica trains for itself, codecs of this `kind`. `epoch`, `frozen`: of the record that
+        was read; what is stored counts when it is not older.
 
         Raises StoreError, DamagedRowError.
         """
@@ -111,14 +115,14 @@ class Engine:
         for reason in repaired:
             self.ledger.add_repaired(f"derived anew from the rows: {reason}")
         limits = ReplicaLimits(write_age_ms=config.write_age_ms_max, clock_skew_ms=config.clock_skew_ms_max)
-        stored, frozen = read_epoch(self._database)
+        stored, stored_frozen = read_epoch(self._database)
         self.core = ReplicaCore(
             replica_id,
             max(epoch, stored),
             loaded.view.applied,
             loaded.view.hlc_max,
             limits,
-            frozen=frozen and stored >= epoch,
+            frozen=stored_frozen if stored >= epoch else frozen,
         )
         self._read_only = ""
         self._failure = ""
@@ -170,6 +174,14 @@ class Engine:
     def merge(self, bundle: PullBundle, *, mending: bool = False) -> Future[None]:
         """Merge a peer's state. The future raises StoreFullError, ReplicaFailedError."""
         return self._writer.run(lambda: self._merge(bundle, mending=mending))
+
+    def fence(self, epoch: int) -> Future[ReplicaStatus]:
+        """Freeze at `epoch`, durably, behind the writes that were queued before. The future raises StoreError."""
+        return self._writer.run(lambda: self._moved(lambda: self.core.fence(epoch, self._rows)))
+
+    def learn(self, epoch: int, frozen: bool) -> Future[bool]:
+        """Take over the epoch of a record that was read, durably; False if it is not newer. Raises as `fence` does."""
+        return self._writer.run(lambda: self._moved(lambda: self.core.learn(epoch, frozen, self._rows)))
 
     def seal(self, segment: Segment, manifest_sha256: str, replaced: Sequence[str]) -> Future[None]:
         """Publish a built segment in place of those named and of its rows in the delta."""
@@ -297,6 +309,11 @@ class Engine:
 
     def _merge_rows(self, bundle: PullBundle) -> None:
         self.core.merge(bundle, self._rows)
+
+    def _moved(self, move: Callable[[], T]) -> T:
+        answers: list[T] = []
+        self._transaction(lambda: answers.append(move()))
+        return answers[0]
 
     def _transaction(self, work: Callable[[], None], *, mending: bool = False) -> None:
         """`work` and its consequences as one commit and one view. Raises StoreError, DamagedRowError."""

@@ -44,6 +44,9 @@ class HostedReplica:
     dim: int
     members: Members
     config: ShardConfig
+    others: frozenset[str] = frozenset()
+    """Nodes of the other members, learners and those to come included."""
+    frozen_at_open: bool = False
     engine: Engine | None = None
     upkeep: Upkeep | None = None
     canary: Canary | None = None
@@ -76,6 +79,17 @@ class HostedReplica:
     def reason(self) -> str:
         """Why the replica does not serve; empty when it does."""
         return self.failure or (self.engine.failure if self.engine else "")
+
+    @property
+    def votes(self) -> bool:
+        """Whether it is one of the voters."""
+        return self.members.voter(self.replica_id) is not None
+
+    @property
+    def peers_needed(self) -> int:
+        """With how many other voters it must have exchanged to have every write acknowledged before: any N-W+1 voters
+        have one that holds it."""
+        return len(self.members.voters) - self.members.write_quorum + (not self.votes)
 
     @property
     def phase(self) -> ReplicaPhase:

@@ -38,8 +38,9 @@ class Introspection:
         clock: Clock,
         cpu_share: float = CPU_SHARE,
     ) -> None:
-        """`stores`: codecs by collection; read when the thread starts. `idle`: no search waits or runs."""
-        self._replicas, self._stores = tuple(replicas), stores
+        """`replicas`: looked at anew each round, since members change. `stores`: codecs by collection; read when the
+        thread starts. `idle`: no search waits or runs."""
+        self._replicas, self._stores = replicas, stores
         self._idle, self._clock = idle, clock
         self._budget = CpuBudget(min(CPU_SHARE, cpu_share))
         self._stop = threading.Event()
@@ -47,9 +48,6 @@ class Introspection:
 
     def start(self) -> None:
         """Begin; after the node has opened its replicas and codecs."""
-        for replica in self._replicas:
-            if replica.collection in self._stores:
-                replica.drift = Drift(self._stores[replica.collection], self._clock)
         self._thread.start()
 
     def stop(self) -> None:
@@ -62,7 +60,9 @@ class Introspection:
     def round(self) -> None:
         """One step for each replica that has something to measure, as long as nobody searches. Raises StoppedError."""
         self._budget.begin()
-        for replica in self._replicas:
+        for replica in tuple(self._replicas):
+            if replica.drift is None and replica.collection in self._stores:
+                replica.drift = Drift(self._stores[replica.collection], self._clock)
             engine = replica.engine
             if engine is None or replica.reason or engine.damaged:
                 continue

@@ -10,7 +10,7 @@ from services.quorum.status import ReplicaStatus
 from services.runtime.deadline import Deadline
 from services.runtime.errors import InvalidArgument
 from services.shard import op_keys
-from services.shard.covering import NotCoveredError, covering, readable
+from services.shard.covering import NotCoveredError, covering, voting
 from services.shard.engine import Engine
 from services.shard.hosted import HostedReplica
 from services.shard.repair import Repair
@@ -35,7 +35,7 @@ async def cover(
         require = set_from_wire(request.require, "require")
     except WireError as error:
         raise InvalidArgument(str(error), error.field) from error
-    refusal, message = readable(replica, request.epoch)
+    refusal, message = voting(replica, request.epoch)
     if refusal is not None or replica is None or replica.engine is None:
         return shard_pb2.CoverResponse(status=status_to_wire(refusal or ReplicaStatus.UNKNOWN_REPLICA), message=message)
     reply = shard_pb2.CoverResponse(status=shard_pb2.REPLICA_STATUS_OK, replica=replica.replica_id)
@@ -43,7 +43,7 @@ async def cover(
         await covering(replica, repair, require, request.holders, request.wait_ms, deadline)
     except NotCoveredError as error:
         reply.status, reply.message = shard_pb2.REPLICA_STATUS_NOT_COVERED, str(error)
-    refusal, message = readable(replica, request.epoch)
+    refusal, message = voting(replica, request.epoch)
     if refusal is not None:  # the epoch ended while it waited: a voter of that epoch no longer speaks
         reply.status, reply.message = status_to_wire(refusal), message
     return reply
@@ -62,7 +62,7 @@ async def find_keys(
             check_key(key, f"keys[{number}]")
     except WireError as error:
         raise InvalidArgument(str(error), error.field) from error
-    refusal, message = readable(replica, request.epoch)
+    refusal, message = voting(replica, request.epoch)
     if refusal is not None or replica is None or replica.engine is None:
         return shard_pb2.FindKeysResponse(
             status=status_to_wire(refusal or ReplicaStatus.UNKNOWN_REPLICA), message=message
@@ -83,6 +83,9 @@ async def find_keys(
     else:
         reply.found.extend(found)
         reply.status = shard_pb2.REPLICA_STATUS_OK
+    refusal, message = voting(replica, request.epoch)
+    if refusal is not None:  # as in `cover`
+        reply.status, reply.message = status_to_wire(refusal), message
     return reply
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from services.runtime.clock import Clock
 from services.runtime.config import Config
-from services.runtime.topology_file import Topology
+from services.runtime.topology import Topology
 from services.shard import faiss_index
 from services.shard.codec_exchange import CodecExchange
 from services.shard.codec_sources import CollectionSource, ShardSource, Stub
@@ -34,26 +34,28 @@ class NodeCodecs:
 
     def open(self) -> None:
         """Read what is on disk. Blocks. Raises OSError."""
+        self.follow(self._topology)
+
+    def follow(self, topology: Topology) -> None:
+        """The members have changed: a store for a collection that is new here. Blocks. Raises OSError."""
+        self._topology = topology
         directory = self._config.data_dir / "nodes" / self._name / CODECS_DIR
         for collection in sorted({collection for collection, _, _ in self._topology.replicas_of(self._name)}):
             settings = self._config.collections[collection]
             kind = Kind(settings.index)
-            if kind is Kind.FLAT:
+            if kind is Kind.FLAT or collection in self.stores:
                 continue  # nothing to train
             named = index_family(kind, settings.dim)
             self.stores[collection] = CodecStore(directory / collection, collection, named, settings.dim)
 
     def start(self, replicas: Replicas, stubs: Mapping[str, Stub]) -> list[asyncio.Task[None]]:
         """Begin to exchange and to train; the tasks to cancel at the end. `stubs`: by name, of the other nodes."""
-        peers = {
-            collection: {node: stubs[node] for node in self._hosts(collection) if node in stubs}
-            for collection in self.stores
-        }
+        peers = self._peers(stubs)
         shard = self._config.shard
         exchange = CodecExchange(self.stores, peers, self._clock, shard.codec_exchange_ms / 1_000)
         training = CodecTraining(
             self._name,
-            [self._subject(collection, replicas, stubs) for collection in self.stores],
+            self._subjects(replicas, stubs),
             exchange.heard_s,
             self._clock,
             rows_min=shard.train_rows_min,
@@ -67,11 +69,31 @@ class NodeCodecs:
             asyncio.create_task(training.run(), name="codec training"),
         ]
 
+    def restart(self, replicas: Replicas, stubs: Mapping[str, Stub]) -> None:
+        """Ask and sample the members of the record that is followed now."""
+        if self.exchange is not None and self.training is not None:
+            self.exchange.follow(self._peers(stubs))
+            self.training.follow(self._subjects(replicas, stubs))
+
+    def _peers(self, stubs: Mapping[str, Stub]) -> dict[str, dict[str, Stub]]:
+        return {
+            collection: {node: stubs[node] for node in self._hosts(collection) if node in stubs}
+            for collection in self.stores
+        }
+
     def _hosts(self, collection: str) -> list[str]:
         """Nodes with a replica of the collection, in the mesh file's order."""
         shards = self._topology.collections[collection].shards.values()
-        hosts = {voter.node for members in shards for voter in members.voters}
+        hosts = {member.node for record in shards for member in (*record.voters, *record.learners)}
         return [node for node in self._config.nodes if node in hosts]
+
+    def _subjects(self, replicas: Replicas, stubs: Mapping[str, Stub]) -> list[Subject]:
+        """Of the collections that this node hosts now: others train what it may still have a codec of."""
+        return [
+            self._subject(collection, replicas, stubs)
+            for collection in self.stores
+            if self._name in self._hosts(collection)
+        ]
 
     def _subject(self, collection: str, replicas: Replicas, stubs: Mapping[str, Stub]) -> Subject:
         sources = []

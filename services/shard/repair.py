@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -15,6 +16,7 @@ import grpc
 from observability.logs import logger
 from ostraka.v1 import shard_pb2, shard_pb2_grpc
 from services.quorum.gtid import GtidSet
+from services.quorum.members import Members
 from services.quorum.rows import PullBundle
 from services.runtime.clock import SYSTEM_CLOCK, Clock
 from services.runtime.deadline import Deadline
@@ -40,7 +42,33 @@ PIECE_S = 3.0
 PEER_MS = 1_000
 """Of a search's deadline, what one peer may take while others could be asked."""
 _LOG = logger("shard")
-_RECOVERABLE = (grpc.aio.AioRpcError, WireError, StoreError, DamagedRowError, ReplicaFailedError, TimeoutError)
+
+
+class _GoneError(Exception):
+    """The members changed, and the peer is none of them any more."""
+
+
+_RECOVERABLE = (
+    grpc.aio.AioRpcError,
+    WireError,
+    StoreError,
+    DamagedRowError,
+    ReplicaFailedError,
+    TimeoutError,
+    _GoneError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a peer said of itself."""
+
+    replica_id: str
+    epoch: int
+    applied: GtidSet
+
+    def votes_in(self, members: Members) -> bool:
+        return self.epoch == members.epoch and members.voter(self.replica_id) is not None
 
 
 class Repair:
@@ -68,7 +96,16 @@ class Repair:
         self._clock = clock
         self._refreshing = asyncio.Lock()
         self.exchanged: dict[str, float] = {}
-        """By node, when the last exchange began after which everything the peer had then is here."""
+        """By the id of a voter of this epoch, when the last exchange began after which everything it had then is here.
+        By id, since its node may host another replica meanwhile."""
+
+    def follow(self, peers: Mapping[str, shard_pb2_grpc.ShardServiceAsyncStub]) -> None:
+        """The members have changed. What was exchanged before says nothing of the new voters' writes."""
+        self._peers = peers
+        self._heard.clear()
+        self._unreachable.intersection_update(peers)
+        self.exchanged.clear()
+        self._hint.set()
 
     def want(self, gtids: GtidSet) -> None:
         """Pull these soon."""
@@ -116,10 +153,10 @@ class Repair:
     async def run(self) -> None:
         """Gossip with one peer after the other until cancelled."""
         interval_s = self._replica.config.gossip_ms / 1_000
-        nodes = sorted(self._peers)
         turn = sum(self._replica.replica_id.encode())  # replicas begin at different peers
         while True:
             await self._guarded(self._mend())
+            nodes = sorted(self._peers)
             if nodes:
                 await self._guarded(self._round(nodes[turn % len(nodes)]))
             turn += 1
@@ -147,10 +184,10 @@ class Repair:
 
     async def _round(self, node: str, limit: Deadline | None = None) -> None:
         """One exchange; with `limit` somebody waits for it: it neither outlasts that nor waits for what may come."""
-        began_s = self._clock.monotonic_s()
+        began_s, members = self._clock.monotonic_s(), self._replica.members
         try:
             told = await self._gossip(node, limit)
-            theirs = told or GtidSet.EMPTY
+            theirs = GtidSet.EMPTY if told is None else told.applied
             if limit is None and self._replica.caught_up and theirs.difference(self._engine.view.applied):
                 await asyncio.sleep(SETTLE_S)
             missing = theirs.union(self._wanted if limit is None else GtidSet.EMPTY)
@@ -158,8 +195,9 @@ class Repair:
             if missing:
                 async with self._pulls:
                     await self._pull(node, missing, limit or Deadline.after_ms(PULL_MS), mending=False)
-            if told is not None and self._engine.view.applied.issuperset(told):
-                self.exchanged[node] = max(began_s, self.exchanged.get(node, began_s))
+            whole = told is not None and self._engine.view.applied.issuperset(theirs)
+            if told is not None and whole and members is self._replica.members and told.votes_in(members):
+                self.exchanged[told.replica_id] = max(began_s, self.exchanged.get(told.replica_id, began_s))
             self._wanted = self._wanted.difference(self._engine.view.applied)
             self._heard.add(node)
             self._reachable(node)
@@ -168,12 +206,17 @@ class Repair:
                 self._unreachable.add(node)
                 _LOG.warning("peer does not answer", replica=self._replica.replica_id, peer=node, error=repr(error))
 
+    def _stub(self, node: str) -> shard_pb2_grpc.ShardServiceAsyncStub:
+        if node not in self._peers:
+            raise _GoneError(node)
+        return self._peers[node]
+
     def _reachable(self, node: str) -> None:
         if node in self._unreachable:
             self._unreachable.discard(node)
             _LOG.info("peer answers again", replica=self._replica.replica_id, peer=node)
 
-    async def _gossip(self, node: str, limit: Deadline | None) -> GtidSet | None:
+    async def _gossip(self, node: str, limit: Deadline | None) -> _Told | None:
         """What the peer has applied; None when it refused."""
         view = self._engine.view
         request = shard_pb2.GossipRequest(
@@ -186,12 +229,12 @@ class Repair:
             hlc_max=view.hlc_max,
         )
         longest = Deadline.after_ms(GOSSIP_TIMEOUT_MS) if limit is None else limit.at_most_ms(GOSSIP_TIMEOUT_MS)
-        reply = await self._peers[node].Gossip(request, timeout=longest.remaining_s())
+        reply = await self._stub(node).Gossip(request, timeout=longest.remaining_s())
         if reply.status != shard_pb2.REPLICA_STATUS_OK:
             return None
         theirs = set_from_wire(reply.applied, "applied")
         self.compare(node, theirs, reply.digest, view.applied, view.digest_bytes)
-        return theirs
+        return _Told(reply.replica, reply.epoch, theirs)
 
     def compare(self, node: str, theirs: GtidSet, their_digest: bytes, ours: GtidSet, our_digest: bytes) -> None:
         """Equal applied sets must mean equal live rows; anything else is an alarm."""
@@ -209,9 +252,9 @@ class Repair:
             )
 
     def _judge(self) -> None:
-        members = self._replica.members
-        needed = len(members.voters) - members.write_quorum
-        if len(self._heard) >= min(needed, len(self._peers)):
+        replica = self._replica
+        voting = {voter.node for voter in replica.members.voters if voter.replica_id != replica.replica_id}
+        if len(self._heard & voting) >= min(replica.peers_needed, len(voting & self._peers.keys())):
             self._mark_caught_up()
 
     def _mark_caught_up(self) -> None:
@@ -267,7 +310,7 @@ class Repair:
             have=set_to_wire(GtidSet.EMPTY if mending else self._engine.view.applied),
         )
         parts: list[PullBundle] = []
-        call = self._peers[node].Pull(request, timeout=deadline.remaining_s())
+        call = self._stub(node).Pull(request, timeout=deadline.remaining_s())
         pieces = aiter(call)
         try:
             while True:

@@ -44,12 +44,13 @@ class SearchService:
     ) -> shard_pb2.ShardSearchResult:
         """One shard of a search, whatever happens, as a result with a status."""
         replica = self._node.replicas.get((request.collection, leg.shard))
-        refusal, message = readable(replica, request.epoch)
+        refusal, message = readable(replica)
         if refusal is not None or replica is None or replica.engine is None:
             missing = refusal or ReplicaStatus.UNKNOWN_REPLICA
             return shard_pb2.ShardSearchResult(shard=leg.shard, status=status_to_wire(missing), message=message)
         held = search.open_spans(leg.traceparents, leg.shard, replica.replica_id, request.leg_role)
-        result = shard_pb2.ShardSearchResult(shard=leg.shard, replica=replica.replica_id)
+        voting_epoch = replica.engine.core.voting_epoch
+        result = shard_pb2.ShardSearchResult(shard=leg.shard, replica=replica.replica_id, voting_epoch=voting_epoch)
         repair = self._node.repairs.get((replica.collection, replica.shard))
         try:
             age_ms = await fresh_enough(

@@ -17,23 +17,30 @@ from services.runtime.config import Config
 from services.runtime.deadline import Deadline, current_deadline
 from services.runtime.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from services.runtime.filter_check import condition_of
-from services.shard import codec_service, keys_service, list_service, pulling, search, statistics_service, status
+from services.shard import (
+    codec_service,
+    get_service,
+    keys_service,
+    list_service,
+    membership_service,
+    pulling,
+    search,
+    statistics_service,
+    status,
+)
 from services.shard.bucket_loads import BucketLoads
 from services.shard.covering import NotCoveredError, covering, readable, unable
 from services.shard.damage import DamagedRowError
-from services.shard.documents import read_documents
-from services.shard.engine import Engine
 from services.shard.freshness import TooStaleError, fresh_enough
 from services.shard.hosted import HostedReplica
 from services.shard.lexical_queries import LexicalQueries
 from services.shard.lexical_search import lexical_of
 from services.shard.node import Node
-from services.shard.search_pool import PoolFullError, SearchPool
+from services.shard.search_pool import SearchPool
 from services.shard.search_service import SearchService
 from services.shard.snapshot_service import Snapshots
 from services.shard.store import StoreError
 from services.shard.validation import batch_of, check_document_id, mode_of, queries_of, texts_of
-from services.shard.view import index_epoch
 from services.shard.wire import WireError, set_from_wire, set_to_wire, status_to_wire
 
 ANSWER_MS = 10
@@ -61,8 +68,13 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         """What each replica has applied. NOT_FOUND for an unknown collection."""
         self._check_collection(request.collection)
         shards = request.shards or [key[1] for key in self._node.replicas if key[0] == request.collection]
+        if request.epochs and len(request.epochs) != len(shards):
+            raise InvalidArgument(f"{len(request.epochs)} epochs for {len(shards)} shards", "epochs")
+        epochs = request.epochs or [request.epoch] * len(shards)
         return shard_pb2.SummaryResponse(
-            summaries=[self._summary(request.collection, shard, request.epoch) for shard in shards]
+            summaries=[
+                self._summary(request.collection, shard, epoch) for shard, epoch in zip(shards, epochs, strict=True)
+            ]
         )
 
     async def Write(
@@ -146,12 +158,15 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
             raise InvalidArgument(str(error), error.field) from error
         deadline = current_deadline().minus_ms(ANSWER_MS)
         replica = self._replica(request.collection, request.shard)
-        refusal, message = readable(replica, request.epoch)
+        refusal, message = readable(replica)
         if refusal is not None or replica is None or replica.engine is None:
             return shard_pb2.GetDocumentsResponse(
                 status=status_to_wire(refusal or ReplicaStatus.UNKNOWN_REPLICA), message=message
             )
-        return await self._documents(replica, replica.engine, request, require, deadline)
+        repair = self._node.repairs.get((replica.collection, replica.shard))
+        return await get_service.documents(
+            replica, replica.engine, repair, self._pool, self._clock, request, require, deadline
+        )
 
     async def ListDocuments(
         self,
@@ -164,7 +179,7 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         task, require = list_service.list_task(request, declared)
         deadline = current_deadline().minus_ms(ANSWER_MS)
         replica = self._replica(request.collection, request.shard)
-        refusal, message = readable(replica, request.epoch)
+        refusal, message = readable(replica)
         if refusal is not None or replica is None or replica.engine is None:
             return shard_pb2.ListShardDocumentsResponse(
                 status=status_to_wire(refusal or ReplicaStatus.UNKNOWN_REPLICA), message=message
@@ -186,7 +201,9 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
             return shard_pb2.ListShardDocumentsResponse(
                 status=shard_pb2.REPLICA_STATUS_TOO_STALE, replica=replica.replica_id, message=str(error)
             )
+        voting_epoch = replica.engine.core.voting_epoch
         reply = await list_service.answer(replica.engine, task, self._pool, cover, deadline)
+        reply.voting_epoch = voting_epoch
         if age_ms is not None:
             reply.staleness_ms = age_ms
         return reply
@@ -219,12 +236,13 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
     async def Pull(
         self, request: shard_pb2.PullRequest, _context: Context[shard_pb2.PullRequest, shard_pb2.PullResponse]
     ) -> AsyncIterator[shard_pb2.PullResponse]:
-        """Stream the current state of what the wanted batches touched. DATA_LOSS when own rows are damaged."""
+        """Stream the current state of what the wanted batches touched. DATA_LOSS when own rows are damaged.
+
+        In whatever epoch: it is state, not a vote, and whoever joins or falls behind is in another one.
+        """
         replica = self._replica(request.collection, request.shard)
         if replica is None or replica.engine is None or replica.reason:
             raise FailedPrecondition("the replica cannot serve", "shard")
-        if request.epoch != replica.members.epoch:
-            raise FailedPrecondition(f"epoch {request.epoch} is not {replica.members.epoch}", "epoch")
         try:
             want = set_from_wire(request.want, "want")
             have = set_from_wire(request.have, "have")
@@ -246,15 +264,40 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         replica = self._replica(request.collection, request.shard)
         if replica is None or replica.engine is None or replica.reason:
             return shard_pb2.GossipResponse(status=status_to_wire(unable(replica)))
-        summary = replica.engine.core.summary(request.epoch)
-        view = replica.engine.view
+        epoch, view = replica.engine.core.epoch, replica.engine.view
         return shard_pb2.GossipResponse(
-            status=status_to_wire(summary.status),
+            status=shard_pb2.REPLICA_STATUS_OK,
             replica=replica.replica_id,
             applied=set_to_wire(view.applied),
             digest=view.digest_bytes,
             hlc_max=view.hlc_max,
+            epoch=epoch,
         )
+
+    async def Fence(
+        self, request: shard_pb2.FenceRequest, _context: Context[shard_pb2.FenceRequest, shard_pb2.FenceResponse]
+    ) -> shard_pb2.FenceResponse:
+        """Refuse older epochs from now on, durably."""
+        return await membership_service.fence(self._replica(request.collection, request.shard), request)
+
+    async def CatchUp(
+        self, request: shard_pb2.CatchUpRequest, _context: Context[shard_pb2.CatchUpRequest, shard_pb2.CatchUpResponse]
+    ) -> shard_pb2.CatchUpResponse:
+        """Have what a controller requires, pulled from the holders it names."""
+        return await membership_service.catch_up(
+            self._replica(request.collection, request.shard),
+            self._node.repairs.get((request.collection, request.shard)),
+            request,
+            current_deadline().minus_ms(ANSWER_MS),
+        )
+
+    async def HostReplica(
+        self,
+        request: shard_pb2.HostReplicaRequest,
+        _context: Context[shard_pb2.HostReplicaRequest, shard_pb2.HostReplicaResponse],
+    ) -> shard_pb2.HostReplicaResponse:
+        """Make room for a new replica."""
+        return await membership_service.host(self._config, self._node.name, request)
 
     async def GetCodec(
         self, request: shard_pb2.GetCodecRequest, _context: Context[shard_pb2.GetCodecRequest, shard_pb2.CodecChunk]
@@ -355,53 +398,3 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
     ) -> None:
         repair = self._node.repairs.get((replica.collection, replica.shard))
         await covering(replica, repair, require, holders, wait_ms, deadline)
-
-    async def _documents(
-        self,
-        replica: HostedReplica,
-        engine: Engine,
-        request: shard_pb2.GetDocumentsRequest,
-        require: GtidSet,
-        deadline: Deadline,
-    ) -> shard_pb2.GetDocumentsResponse:
-        reply = shard_pb2.GetDocumentsResponse(replica=replica.replica_id)
-        ids, with_vectors, with_batches = list(request.document_ids), request.include_vectors, request.include_batches
-        repair = self._node.repairs.get((replica.collection, replica.shard))
-        batches = GtidSet.EMPTY
-        try:
-            age_ms = await fresh_enough(
-                replica, repair, self._clock, request.max_staleness_ms, deadline, refresh=request.refresh
-            )
-            if age_ms is not None:
-                reply.staleness_ms = age_ms
-            await self._cover(replica, require, request.holders, request.wait_ms, deadline)
-            applied, found, batches = await self._pool.run(
-                lambda _: read_documents(engine.readers, ids, with_vectors, with_batches), deadline
-            )
-            if with_batches and engine.ledger.ops:
-                batches = applied  # some batch is not remembered: the whole view stands for it
-        except TooStaleError as error:
-            reply.status, reply.message = shard_pb2.REPLICA_STATUS_TOO_STALE, str(error)
-            applied, found = engine.view.applied, []
-        except NotCoveredError as error:
-            reply.status, reply.message = shard_pb2.REPLICA_STATUS_NOT_COVERED, str(error)
-            applied, found = engine.view.applied, []
-        except PoolFullError as error:
-            reply.status, reply.message = shard_pb2.REPLICA_STATUS_OVERLOADED, str(error)
-            return reply
-        except DamagedRowError as error:
-            engine.note_damage(error.names)
-            reply.status, reply.message = shard_pb2.REPLICA_STATUS_FAILED, str(error)
-            return reply
-        except StoreError as error:
-            engine.note_failure(error)
-            reply.status, reply.message = shard_pb2.REPLICA_STATUS_FAILED, str(error)
-            return reply
-        else:
-            reply.status = shard_pb2.REPLICA_STATUS_OK
-        reply.view.CopyFrom(set_to_wire(applied))
-        reply.index_epoch = index_epoch(engine.view.parts, applied)
-        reply.documents.extend(found)
-        if batches:
-            reply.batches.CopyFrom(set_to_wire(batches))
-        return reply

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from services.runtime import topology_file
 from services.runtime.config import Config
-from services.runtime.topology_file import CollectionTopology, Voter
+from services.runtime.topology import CollectionTopology, Voter
 from services.shard import files
 from services.shard.codecs import CodecRecord, CodecRefusedError, CodecStore
 from services.shard.engine import DATABASE_FILE
@@ -282,7 +282,7 @@ def _staging(config: Config) -> Iterator[Path]:
     """An empty directory, removed at the end; first what a restore that was killed left behind."""
     path = config.data_dir / STAGING_DIR
     if (path / LISTING_FILE).is_file():
-        named = {config.replica_dir(voter.node, voter.replica_id) for voter in topology_file.voters(config)}
+        named = {config.replica_dir(voter.node, voter.replica_id) for voter in topology_file.named(config)}
         for left in json.loads((path / LISTING_FILE).read_bytes()):
             if Path(left) not in named:  # it was killed before the switch
                 shutil.rmtree(left, ignore_errors=True)

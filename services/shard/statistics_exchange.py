@@ -18,7 +18,7 @@ from observability.logs import logger
 from ostraka.v1 import shard_pb2, shard_pb2_grpc
 from services.runtime.clock import Clock
 from services.runtime.config import Config
-from services.runtime.topology_file import Topology
+from services.runtime.topology import Topology
 from services.shard.hosted import HostedReplica
 from services.shard.lexical_search import lexical_of
 from services.shard.statistics import Vocabulary
@@ -53,13 +53,17 @@ class StatisticsExchange:
         self._replicas = replicas
         self._clock = clock
         self._began_s = clock.monotonic_s()
-        collections = sorted({collection for collection, _ in replicas})
-        self._hosts: dict[Shard, list[str]] = {
+        self._hosts: dict[Shard, list[str]] = {}
+        self.follow(topology)
+        self._refused: set[tuple[Shard, str]] = set()
+
+    def follow(self, topology: Topology) -> None:
+        """The members have changed; after this node's own replicas have."""
+        self._hosts = {
             (collection, shard): [voter.node for voter in members.voters]
-            for collection in collections
+            for collection in sorted({name for name, _ in self._replicas})
             for shard, members in sorted(topology.collections[collection].shards.items())
         }
-        self._refused: set[tuple[Shard, str]] = set()
 
     def local(self, shard: Shard) -> HostedReplica | None:
         """This node's replica of a shard, when its content is current."""

@@ -43,7 +43,7 @@ def node_status(node: Node) -> shard_pb2.NodeStatusResponse:
     """Every replica of a node, and what the process takes."""
     status = shard_pb2.NodeStatusResponse(node=node.name, resident_bytes=psutil.Process().memory_info().rss)
     told: set[str] = set()
-    for replica in node.replicas.values():
+    for replica in tuple(node.replicas.values()):
         state = replica_state(replica)
         # Replicas of a collection share what the node heard of other shards: it is told once, with the first.
         if replica.engine is not None and replica.collection not in told:
@@ -63,8 +63,10 @@ def replica_state(replica: HostedReplica) -> shard_pb2.ReplicaState:
         state=replica.phase.value,
         epoch=replica.members.epoch,
         message=replica.message(),
+        learner=not replica.votes,
     )
     if replica.engine is not None:
+        state.epoch, state.frozen = replica.engine.core.epoch, replica.engine.core.frozen
         _add_view(state, replica.engine.view)
         # Files may go away between the look at the view and the look at them: a status without them beats none.
         with suppress(OSError, StoreError):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from services.runtime import topology_file
 from services.runtime.config import Config
+from services.runtime.topology import BUCKETS
 from services.shard import snapshot, snapshot_restore
 from services.shard.engine import Engine
 from services.shard.node_codecs import CODECS_DIR
@@ -62,7 +63,7 @@ class SnapshotStory:
         taken = snapshot.take(Subject(load.engine, None, "docs", 0, EPOCH, MODEL, ""), NAME, store, NOW_MS)
         self._rows = taken.manifest.rows_live
         entry = ShardEntry(taken.key, taken.sha256, REPLICA, self._rows, taken.manifest.size)
-        collection = CollectionEntry(DIM, MODEL, "", [0] * topology_file.BUCKETS, {"0": entry})
+        collection = CollectionEntry(DIM, MODEL, "", [0] * BUCKETS, {"0": entry})
         store.put(f"{NAME}/{MESH_FILE}", MeshManifest(FORMAT, NAME, NOW_MS, {"docs": collection}).to_bytes())
         load.close()
 

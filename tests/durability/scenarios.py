@@ -15,6 +15,7 @@ from services.runtime import topology_file
 from services.runtime.config import Config
 from tests.durability.disk import Disk, Loss
 from tests.durability.judge import violations
+from tests.durability.members import MemberStory
 from tests.durability.mesh_records import mesh_config, mesh_problems, missing_ids
 from tests.durability.power import Watch, watching
 from tests.durability.restoring import RestoreStory, SnapshotStory
@@ -81,7 +82,7 @@ class MeshStory:
         return mesh_config(root, self._collections)
 
 
-STORIES: tuple[type[Story], ...] = (ReplicaStory, MeshStory, SnapshotStory, RestoreStory)
+STORIES: tuple[type[Story], ...] = (ReplicaStory, MeshStory, MemberStory, SnapshotStory, RestoreStory)
 
 
 def stories_for(file: str) -> list[type[Story]]:
@@ -89,6 +90,8 @@ def stories_for(file: str) -> list[type[Story]]:
     likely: type[Story] = ReplicaStory
     if file.startswith("services/runtime"):
         likely = MeshStory
+    elif "membership" in file:
+        likely = MemberStory
     elif "snapshot" in file or "object_store" in file:
         likely = SnapshotStory
     return sorted(STORIES, key=lambda story: not issubclass(story, likely))

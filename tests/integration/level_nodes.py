@@ -16,6 +16,7 @@ from services.router.idempotency import KeyedWrites
 from services.router.ingest import Ingest
 from services.router.listing import Listing
 from services.router.lookup import Lookup
+from services.router.membership import Membership
 from services.router.node_choice import HedgeBudget, HedgePace, NodeBook
 from services.router.node_links import NodeLink, NodeLinks
 from services.router.read_types import ReadTools
@@ -31,6 +32,7 @@ from services.runtime import topology_file
 from services.runtime.channel import ChannelPool, open_channel
 from services.runtime.clock import SYSTEM_CLOCK
 from services.runtime.config import Config, parse
+from services.runtime.record_file import FileRecordStore
 from services.runtime.server import MeshServer
 from services.runtime.tls import Role, dev_certificates
 from tests.integration.shard_nodes import COLLECTION, ShardNode, eventually, gossip
@@ -68,13 +70,15 @@ class LevelRouter:
             )
             for name, node in nodes.items()
         }
-        self.config, self.links, self.book = config, NodeLinks(links), NodeBook(NODES)
+        self.config, self.links, self.book = config, NodeLinks(links), NodeBook(tuple(nodes))
         reader, pace = SetReader(), HedgePace()
         self.rounds = SummaryRounds(self.links, self.book, reader, SYSTEM_CLOCK, 256, pace)
-        tools = ReadTools(self.rounds, self.book, HedgeBudget(), pace, config.router, SYSTEM_CLOCK)
-        self.legs = SearchLegs(self.links, reader, config.router.search_wait_ms)
-        self.writing = Writing(config, self.links, self.book, self.rounds, SYSTEM_CLOCK, source)
         catalogue = Catalogue.of(config, topology_file.load(config))
+        self.store = FileRecordStore(config)
+        self.membership = Membership(catalogue, self.store)
+        tools = ReadTools(self.rounds, self.book, HedgeBudget(), pace, config.router, SYSTEM_CLOCK, self.membership)
+        self.legs = SearchLegs(self.links, reader, config.router.search_wait_ms)
+        self.writing = Writing(config, self.links, self.book, self.rounds, self.membership, SYSTEM_CLOCK, source)
         self.nowhere = ChannelPool(config, ("127.0.0.1:1",), server_role=Role.EMBED, identity="router")
         embedder, retrieval = Embedder(config, self.nowhere), Retrieval(tools, self.legs)
         self.servicer = RouterServicer(
@@ -88,7 +92,7 @@ class LevelRouter:
             Asking(config, embedder, retrieval, Generation(self.nowhere)),
             Status(catalogue, self.links, (), embedder),
             Listing(self.links, reader, tools),
-            KeyedWrites(self.links, WriteBack(self.links, config.router.search_wait_ms)),
+            KeyedWrites(self.links, WriteBack(self.links, config.router.search_wait_ms), self.membership),
         )
 
     async def start(self) -> LevelRouter:
@@ -107,7 +111,7 @@ class LevelRouter:
 
     def prefer(self, *names: str) -> None:
         """Make this router ask these nodes first, in order."""
-        for name in (*names, *(name for name in NODES if name not in names)):
+        for name in (*names, *(name for name in self.links.names if name not in names)):
             self.book.sent(name)
             self.book.released(name)
 

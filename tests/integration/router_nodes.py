@@ -20,7 +20,8 @@ from services.quorum.members import Members, ReplicaRef
 from services.quorum.replica import ReplicaCore
 from services.quorum.rows import HeadRow, PassageRow, WriteBatch
 from services.quorum.status import ReplicaStatus
-from services.router.catalogue import Collection, Model
+from services.router.catalogue import Catalogue, Collection, Model
+from services.router.membership import Membership
 from services.router.node_choice import HedgeBudget, HedgePace, NodeBook
 from services.router.node_links import NodeLinks
 from services.router.read_types import ReadTools
@@ -136,8 +137,8 @@ class SimulatedShardNode:
 
     def _summary(self, request: shard_pb2.SummaryRequest) -> shard_pb2.SummaryResponse:
         response = shard_pb2.SummaryResponse()
-        for shard in request.shards:
-            told = self.replicas[shard].core.summary(request.epoch)
+        for shard, epoch in zip(request.shards, request.epochs or [request.epoch] * len(request.shards), strict=True):
+            told = self.replicas[shard].core.summary(epoch)
             response.summaries.add(
                 shard=shard,
                 replica=told.replica_id,
@@ -168,7 +169,10 @@ class SimulatedShardNode:
         for part in request.shards:
             replica = self.replicas[part.shard]
             result = response.shards.add(
-                shard=part.shard, replica=replica.core.replica_id, status=shard_pb2.REPLICA_STATUS_OK
+                shard=part.shard,
+                replica=replica.core.replica_id,
+                status=shard_pb2.REPLICA_STATUS_OK,
+                voting_epoch=replica.core.voting_epoch,
             )
             if not self._covered(part.shard, set_from_proto(part.require), part.holders):
                 result.status = shard_pb2.REPLICA_STATUS_NOT_COVERED
@@ -191,6 +195,7 @@ class SimulatedShardNode:
             replica=replica.core.replica_id,
             view=set_to_proto(replica.core.applied),
             index_epoch="flat-0",
+            voting_epoch=replica.core.voting_epoch,
         )
         for document_id in request.document_ids:
             head = replica.rows.head(document_id)
@@ -217,6 +222,7 @@ class SimulatedShardNode:
             replica=replica.core.replica_id,
             view=set_to_proto(replica.core.applied),
             index_epoch="flat-0",
+            voting_epoch=replica.core.voting_epoch,
         )
         rows: dict[str, list[PassageRow]] = {}
         for row in replica.live():
@@ -271,9 +277,12 @@ class SimulatedMesh:
         self.book = NodeBook(NODES)
         self.pace = HedgePace()
         self.rounds = SummaryRounds(self.links, self.book, self.reader, SYSTEM_CLOCK, 2_048, self.pace)
-        self.tools = ReadTools(self.rounds, self.book, HedgeBudget(), self.pace, self.config.router, SYSTEM_CLOCK)
+        self.membership = Membership(Catalogue({"docs": self.collection}), None)
+        self.tools = ReadTools(
+            self.rounds, self.book, HedgeBudget(), self.pace, self.config.router, SYSTEM_CLOCK, self.membership
+        )
         self.legs = SearchLegs(self.links, self.reader, self.config.router.search_wait_ms)
-        self.writing = Writing(self.config, self.links, self.book, self.rounds, SYSTEM_CLOCK, SOURCE)
+        self.writing = Writing(self.config, self.links, self.book, self.rounds, self.membership, SYSTEM_CLOCK, SOURCE)
 
     async def close(self) -> None:
         for node in self.nodes.values():

@@ -158,7 +158,7 @@ async def door(tmp_path: Path, traces: Recording) -> AsyncIterator[Door]:
             Asking(config, embedder, retrieval, Generation(generator)),
             Status(catalogue, mesh.links, (("embed", embed), ("generator", generator)), embedder),
             Listing(mesh.links, mesh.reader, mesh.tools),
-            KeyedWrites(mesh.links, WriteBack(mesh.links, mesh.config.router.search_wait_ms)),
+            KeyedWrites(mesh.links, WriteBack(mesh.links, mesh.config.router.search_wait_ms), mesh.membership),
         )
         server = await MeshServer.start(
             config,
@@ -169,7 +169,7 @@ async def door(tmp_path: Path, traces: Recording) -> AsyncIterator[Door]:
             servicers=((router_pb2_grpc.add_RouterServiceServicer_to_server, servicer),),
         )
         channel = open_channel(config, f"127.0.0.1:{server.port}", server_role=Role.ROUTER, identity="client")
-        await wait_until_ready(catalogue, mesh.rounds, embedder, SYSTEM_CLOCK)
+        await wait_until_ready(catalogue, mesh.rounds, mesh.membership, embedder, SYSTEM_CLOCK)
         try:
             yield Door(mesh, scripted, embedder, router_pb2_grpc.RouterServiceStub(channel))
         finally:

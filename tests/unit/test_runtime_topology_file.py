@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from services.runtime.config import Config, ConfigError, parse
-from services.runtime.topology_file import BUCKETS, MARKER, bootstrap, changing, load, make_replica, replica_problem
+from services.runtime.topology import BUCKETS
+from services.runtime.topology_file import MARKER, bootstrap, changing, load, make_replica, replica_problem
 
 DOCS = {"docs": {"shards": 2, "replicas": 3}}
 
@@ -175,3 +176,49 @@ def test_replicas_of_a_mesh_without_a_record_are_spread(tmp_path: Path) -> None:
     assert load(config).collections["docs"] == planned
     assert {members.epoch for members in planned.shards.values()} == {4}
     assert {voter.node for voter in planned.shards[0].voters} == {"n0", "n1", "n2"}
+
+
+def test_a_record_of_an_older_version_has_no_change_under_way(tmp_path: Path) -> None:
+    config = mesh(tmp_path)
+    before = bootstrap(config)
+
+    def older(raw: Any) -> None:
+        for shard in raw["collections"]["docs"]["shards"].values():
+            for key in ("state", "learners", "proposed", "dead", "removed"):
+                del shard[key]
+
+    _edit(config, older)
+    assert load(config) == before
+    assert before.collections["docs"].shards[0].state == "active"
+
+
+def test_once_members_have_changed_the_record_alone_says_how_many(tmp_path: Path) -> None:
+    config = mesh(tmp_path, nodes=4)
+    bootstrap(config)
+
+    def grown(raw: Any) -> None:
+        shard = raw["collections"]["docs"]["shards"]["0"]
+        free = {"n0", "n1", "n2", "n3"} - {voter["node"] for voter in shard["voters"]}
+        shard["voters"].append({"replica_id": "ab" * 16, "node": free.pop()})
+        shard.update(epoch=3, write_quorum=3)
+
+    _edit(config, grown)
+    assert len(load(config).collections["docs"].shards[0].voters) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda shard: shard.update(read_quorum=1), r"R=1 \+ W=2 is not above N=3.*raise R or W"),
+        (lambda shard: shard.update(write_quorum=4), r"W=4 is not between 1 and the 3 voters"),
+        (lambda shard: shard.update(removed=[shard["voters"][0]["replica_id"]]), "was removed and may not come back"),
+        (lambda shard: shard.update(state="thawed"), "is not a valid ShardState"),
+        (lambda shard: shard.update(proposed={"voters": []}), "is damaged"),
+    ],
+)
+def test_records_that_nobody_may_follow_are_refused(tmp_path: Path, change: Any, message: str) -> None:
+    config = mesh(tmp_path)
+    bootstrap(config)
+    _edit(config, lambda raw: change(raw["collections"]["docs"]["shards"]["0"]))
+    with pytest.raises(ConfigError, match=message):
+        load(config)
