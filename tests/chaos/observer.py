@@ -1,0 +1,69 @@
+"""Watches the nodes from outside: equal applied sets must mean equal content at all times, and end equal."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+
+import grpc
+
+from ostraka.v1 import shard_pb2
+from services.quorum.clock import Version, physical_ms
+from tests.chaos.net_mesh import NODES, NetMesh
+from tests.simulation.history import History, LiveState
+
+WATCH_S = 0.5
+POLL_S = 0.1
+Shards = Mapping[int, tuple[bytes, bytes]]
+"""Shard to (applied set, digest)."""
+
+
+class Observer:
+    """Asks every node for its state again and again."""
+
+    def __init__(self, mesh: NetMesh, history: History, skew_ms_max: int) -> None:
+        self._mesh, self._history, self._skew_ms_max = mesh, history, skew_ms_max
+        self.problems: list[str] = []
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        while True:
+            await self.look()
+            await asyncio.sleep(WATCH_S)
+
+    async def look(self) -> dict[str, Shards]:
+        """The state of every node that answers."""
+        found = await asyncio.gather(*map(self._ask, NODES))
+        return {node: shards for node, shards in zip(NODES, found, strict=True) if shards is not None}
+
+    async def converged(self, timeout_s: float) -> float | None:
+        """Seconds until every node answers and all have the same applied sets and digests; None: not in time."""
+        begun_s = time.monotonic()
+        while (waited_s := time.monotonic() - begun_s) < timeout_s:
+            states = await self.look()
+            if len(states) == len(NODES) and all(state == states[NODES[0]] for state in states.values()):
+                return time.monotonic() - begun_s
+            await asyncio.sleep(min(POLL_S, timeout_s - waited_s))
+        return None
+
+    async def _ask(self, node: str) -> Shards | None:
+        try:
+            status = await self._mesh.status(node)
+        except grpc.aio.AioRpcError:
+            return None
+        states: dict[int, tuple[bytes, bytes]] = {}
+        for replica in status.replicas:
+            applied = replica.applied.SerializeToString(deterministic=True)
+            states[replica.shard] = (applied, replica.digest)
+            self._judge(node, replica, applied)
+        return states
+
+    def _judge(self, node: str, replica: shard_pb2.ReplicaState, applied: bytes) -> None:
+        name = f"{node}, shard {replica.shard}"
+        # The digest stands for the rows: what is compared is only whether they are equal.
+        live: LiveState = frozenset({(f"{replica.shard}", Version.ZERO, (replica.digest,))})
+        self._history.views.setdefault(b"%d:" % replica.shard + applied, {}).setdefault(live, name)
+        ahead_ms = physical_ms(replica.hlc_max) - time.time() * 1_000
+        if ahead_ms > self._skew_ms_max:
+            self.problems.append(f"{name} took a version {ahead_ms / 1_000:.1f} s ahead of the clock")
