@@ -25,9 +25,9 @@ DEADLINE_S = 1.0
 """Of every call; no call is repeated inside the client."""
 PAUSE_S = 0.01
 """Between calls, and ten times as long after a failed one."""
-WRITE_SHARE = 0.4
+WRITE_SHARE = 0.35
 DELETE_SHARE = 0.2
-GET_SHARE = 0.15
+GET_SHARE = 0.1
 REPEATS_MAX = 3
 """Of a write whose outcome is not known."""
 GIVE_UP_SHARE = 0.3
@@ -99,8 +99,8 @@ class ChaosClient:
         return await self._search()
 
     async def _search(self) -> bool:
-        level = self._random.choices((Level.QUORUM, Level.SESSION, Level.ONE), (8, 3, 1))[0]
-        query, k = self._random.randrange(QUERIES), self._random.choice((3, 10, 200))
+        level = self._random.choices((Level.QUORUM, Level.SESSION, Level.ONE), (9, 2, 1))[0]
+        query, k = self._random.randrange(QUERIES), self._random.choice((3, 10, 10, 200))
         invoked_us, before = now_us(), self._situation.kind
         failure = ""
         try:

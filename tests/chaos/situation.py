@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 ONE_VOTER_DOWN = "one voter down"
 NOTHING = "nothing wrong"
+HEALING = "nothing wrong any more, replicas not equal yet"
 OTHER = "anything else"
 
 
@@ -15,6 +16,8 @@ OTHER = "anything else"
 class Situation:
     """The faults under way; each counts the voters that cannot take part, and says whether it harms anything else."""
 
+    healing: bool = False
+    """Faults have ended and the replicas are not equal yet."""
     _down: dict[str, tuple[frozenset[str], bool]] = field(default_factory=dict)
 
     def begin(self, fault: str, voters: Iterable[str], *, only_voters: bool) -> None:
@@ -26,9 +29,9 @@ class Situation:
 
     @property
     def kind(self) -> str:
-        """NOTHING, ONE_VOTER_DOWN or OTHER."""
+        """One of the four above."""
         if not self._down:
-            return NOTHING
+            return HEALING if self.healing else NOTHING
         voters = frozenset[str]().union(*(voters for voters, _ in self._down.values()))
         alone = all(only_voters for _, only_voters in self._down.values())
         return ONE_VOTER_DOWN if alone and len(voters) == 1 else OTHER
@@ -47,7 +50,7 @@ class Calls:
         """One call; `failure` is empty when it succeeded."""
         kind = after if before == NOTHING else before
         (self.failed if failure else self.succeeded)[kind] += 1
-        if failure and kind != OTHER:
+        if failure and kind in (NOTHING, ONE_VOTER_DOWN):
             self.reasons[f"{kind}: {failure}"] += 1
 
     def share(self, kind: str) -> float:
