@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from ostraka.client import Client, ClientOptions
+from ostraka.client import Client
 from ostraka.documents import NewDocument, NewPassage
 from ostraka.errors import OstrakaError
 from ostraka.results import Consistency, DocumentWrite, Outcome, WriteResult
-from ostraka.retry import RetryPolicy
 from tests.chaos.corpus import QUERIES, VECTORS, text_of
 from tests.chaos.recorder import Recorder, now_us
 from tests.chaos.situation import Calls, Situation
@@ -21,8 +18,6 @@ from tests.simulation.history import Level, Write
 CLIENTS = 8
 DOCUMENTS = 32
 PASSAGES_MAX = 4
-DEADLINE_S = 1.0
-"""Of every call; no call is repeated inside the client."""
 PAUSE_S = 0.01
 """Between calls, and ten times as long after a failed one."""
 WRITE_SHARE = 0.35
@@ -62,9 +57,7 @@ class ChaosClient:
     def __init__(
         self,
         session: int,
-        routers: Sequence[str],
-        certs: Path,
-        collection: str,
+        client: Client,
         recorder: Recorder,
         situation: Situation,
         calls: Calls,
@@ -72,8 +65,7 @@ class ChaosClient:
     ) -> None:
         self._session, self._recorder, self._situation, self._calls = session, recorder, situation, calls
         self._random = random.Random(f"{seed}/client/{session}")
-        options = ClientOptions(timeout_s=DEADLINE_S, retry=RetryPolicy(attempts_max=1))
-        self._client = Client(routers, certs=certs, collection=collection, options=options)
+        self._client = client
         self._made = 0
         self.writing = True
         self.idle = asyncio.Event()
@@ -81,11 +73,13 @@ class ChaosClient:
         self.idle.set()
 
     async def run(self) -> None:
-        """Call for ever."""
-        async with self._client:
+        """Call for ever; closes its client at the end."""
+        try:
             while True:
                 fine = await self._step()
                 await asyncio.sleep(PAUSE_S if fine else 10 * PAUSE_S)
+        finally:
+            await self._client.close()
 
     async def _step(self) -> bool:
         if self.writing and self._random.random() < WRITE_SHARE:
@@ -105,7 +99,7 @@ class ChaosClient:
         failure = ""
         try:
             result = await self._client.search(
-                self._recorder.corpus.queries[query], k=k, consistency=_CONSISTENCY[level], timeout_s=DEADLINE_S
+                self._recorder.corpus.queries[query], k=k, consistency=_CONSISTENCY[level]
             )
         except OstrakaError as error:
             failure = f"search {type(error).__name__} {error.message}"
@@ -122,7 +116,7 @@ class ChaosClient:
         failure = ""
         level = self._random.choice((Consistency.QUORUM, Consistency.LINEARIZABLE))
         try:
-            result = await self._client.get([document_id], consistency=level, timeout_s=DEADLINE_S)
+            result = await self._client.get([document_id], consistency=level)
         except OstrakaError as error:
             failure = f"get {type(error).__name__} {error.message}"
         else:

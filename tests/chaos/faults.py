@@ -296,7 +296,7 @@ class HalfOpenLinks(BadLinks):
 
     @classmethod
     def draw(cls, rng: random.Random) -> Self:
-        return cls(rng.choice((0.2, 0.5)), Weather(swallowed=True), rng.getrandbits(32))
+        return cls(rng.choice((0.2, 0.5, 1.0)), Weather(swallowed=True), rng.getrandbits(32))
 
     def __str__(self) -> str:
         return f"{type(self).__name__} {self.share:.0%} of links"

@@ -21,8 +21,19 @@ GIVEN_UP_AFTER_S = 60.0
 class Healed:
     """How long the mesh took to agree after each episode."""
 
-    seconds: list[float] = field(default_factory=list)
+    equal_s: list[float] = field(default_factory=list)
+    """Until all replicas had the same applied sets and digests."""
+    served_s: list[float] = field(default_factory=list)
+    """Until each router had answered a read at QUORUM."""
     problems: list[str] = field(default_factory=list)
+
+    def add(self, episode: Episode, equal_s: float | None, served_s: float | None) -> None:
+        """What an episode was followed by; None: not before it was given up."""
+        both = (("replicas equal", equal_s, self.equal_s), ("routers serving", served_s, self.served_s))
+        for what, seconds, record in both:
+            record.append(GIVEN_UP_AFTER_S if seconds is None else seconds)
+            if record[-1] > CONVERGED_WITHIN_S:
+                self.problems.append(f"{what} {_shown(seconds)} after {episode}, not within {CONVERGED_WITHIN_S:g} s")
 
 
 async def disturb(
@@ -48,19 +59,20 @@ async def disturb(
         situation.healing = True
         for client in clients:
             client.writing = False
-        took_s = await observer.converged(GIVEN_UP_AFTER_S)
-        print(f": equal after {took_s:.1f} s" if took_s is not None else ": NOT EQUAL", flush=True)
-        if took_s is None or took_s > CONVERGED_WITHIN_S:
-            took = f"more than {GIVEN_UP_AFTER_S:g} s" if took_s is None else f"{took_s:.1f} s"
-            healed.problems.append(
-                f"replicas took {took} to become equal after {episode}, not within {CONVERGED_WITHIN_S:g} s"
-            )
-        healed.seconds.append(GIVEN_UP_AFTER_S if took_s is None else took_s)
+        equal_s, served_s = await asyncio.gather(
+            observer.converged(GIVEN_UP_AFTER_S), observer.served(GIVEN_UP_AFTER_S)
+        )
+        print(f": equal after {_shown(equal_s)}, served after {_shown(served_s)}", flush=True)
+        healed.add(episode, equal_s, served_s)
         situation.healing = False
         for client in clients:
             client.writing = True
         await asyncio.sleep(episode.rest_s)
     return healed
+
+
+def _shown(seconds: float | None) -> str:
+    return f"more than {GIVEN_UP_AFTER_S:g} s" if seconds is None else f"{seconds:.1f} s"
 
 
 async def _happen(mesh: NetMesh, situation: Situation, timed: Timed) -> None:

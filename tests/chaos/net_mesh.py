@@ -18,6 +18,8 @@ import grpc
 
 from ostraka.cli.mesh_file import prepare
 from ostraka.cli.supervisor import Launch, Supervisor
+from ostraka.client import Client, ClientOptions
+from ostraka.retry import RetryPolicy
 from ostraka.v1 import shard_pb2
 from ostraka.v1.shard_pb2_grpc import ShardServiceStub
 from services.runtime.channel import open_channel
@@ -36,10 +38,12 @@ DISK_MIB = 64
 DISK_MIB_PER_MINUTE = 8
 """Nothing is purged during a run, so that every version can be accounted for at its end."""
 RESERVE_BYTES = 6 * 1024 * 1024
-PROXIED_SHARE = 0.5
-"""Links that pass through a proxy; the others are plain TCP."""
+PROXIED_SHARES = (0.3, 0.6, 1.0)
+"""Of links that pass through a proxy, by seed; the others are plain TCP."""
 START_S = 60.0
 STATUS_S = 1.0
+DEADLINE_S = 1.0
+"""Of every call of a client."""
 _PORT = 7400
 _PROXY_PORT = 7500
 _MESH = """
@@ -83,7 +87,8 @@ class NetMesh:
         self._addresses = {name: f"{self.network.add(name)}:{_PORT}" for name in (*NODES, *ROUTERS)}
         self._clocks: dict[str, tuple[str, ...]] = {}
         links = [Link(caller, node) for caller in (*ROUTERS, *NODES) for node in NODES if caller != node]
-        proxied = [link for link in links if rng.random() < PROXIED_SHARE] or links[:1]
+        share = rng.choice(PROXIED_SHARES)
+        proxied = [link for link in links if rng.random() < share] or links[:1]
         self.proxies = {
             link: LinkProxy(
                 self.network,
@@ -130,6 +135,11 @@ class NetMesh:
         if offset:
             preload = f"LD_PRELOAD={faketime_library()}"
             self._clocks[name] = ("env", preload, f"FAKETIME={offset}", "FAKETIME_DONT_FAKE_MONOTONIC=1")
+
+    async def client(self, *routers: str) -> Client:
+        """An open client of these routers that never repeats a call by itself."""
+        options = ClientOptions(timeout_s=DEADLINE_S, retry=RetryPolicy(attempts_max=1))
+        return await Client.connect(routers, certs=self.config.certs_dir, collection=COLLECTION, options=options)
 
     async def status(self, node: str) -> shard_pb2.NodeStatusResponse:
         """What a node says of itself, asked directly. Raises grpc.aio.AioRpcError."""

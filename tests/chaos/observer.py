@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
 import grpc
+import numpy as np
 
+from ostraka.client import Client
+from ostraka.errors import OstrakaError
 from ostraka.v1 import shard_pb2
 from services.quorum.clock import Version, physical_ms
-from tests.chaos.net_mesh import NODES, NetMesh
+from tests.chaos.corpus import DIM
+from tests.chaos.net_mesh import NODES, ROUTERS, NetMesh
 from tests.simulation.history import History, LiveState
 
 WATCH_S = 0.5
 POLL_S = 0.1
+READ_S = 1.0
 Shards = Mapping[int, tuple[bytes, bytes]]
 """Shard to (applied set, digest)."""
 
@@ -24,10 +30,12 @@ class Observer:
 
     def __init__(self, mesh: NetMesh, history: History, skew_ms_max: int) -> None:
         self._mesh, self._history, self._skew_ms_max = mesh, history, skew_ms_max
+        self._clients: list[Client] = []
         self.problems: list[str] = []
 
     async def run(self) -> None:
         """Watch until cancelled."""
+        self._clients = [await self._mesh.client(address) for address in self._mesh.router_addresses]
         while True:
             await self.look()
             await asyncio.sleep(WATCH_S)
@@ -39,13 +47,30 @@ class Observer:
 
     async def converged(self, timeout_s: float) -> float | None:
         """Seconds until every node answers and all have the same applied sets and digests; None: not in time."""
-        begun_s = time.monotonic()
-        while (waited_s := time.monotonic() - begun_s) < timeout_s:
-            states = await self.look()
-            if len(states) == len(NODES) and all(state == states[NODES[0]] for state in states.values()):
-                return time.monotonic() - begun_s
-            await asyncio.sleep(min(POLL_S, timeout_s - waited_s))
-        return None
+        return await _seconds_until(self._equal, timeout_s)
+
+    async def served(self, timeout_s: float) -> float | None:
+        """Seconds until each router has answered a read at QUORUM; None: not in time."""
+        waits = (_seconds_until(partial(self._reads, router), timeout_s) for router in range(len(ROUTERS)))
+        found = [seconds for seconds in await asyncio.gather(*waits) if seconds is not None]
+        return max(found) if len(found) == len(ROUTERS) else None
+
+    async def close(self) -> None:
+        """Close the connections to the routers."""
+        for client in self._clients:
+            await client.close()
+
+    async def _equal(self) -> bool:
+        states = await self.look()
+        return len(states) == len(NODES) and all(state == states[NODES[0]] for state in states.values())
+
+    async def _reads(self, router: int) -> bool:
+        try:
+            # Every shard takes part in a search.
+            await self._clients[router].search(np.ones(DIM, dtype=np.float32), k=1, timeout_s=READ_S)
+        except OstrakaError:
+            return False
+        return True
 
     async def _ask(self, node: str) -> Shards | None:
         try:
@@ -67,3 +92,12 @@ class Observer:
         ahead_ms = physical_ms(replica.hlc_max) - time.time() * 1_000
         if ahead_ms > self._skew_ms_max:
             self.problems.append(f"{name} took a version {ahead_ms / 1_000:.1f} s ahead of the clock")
+
+
+async def _seconds_until(condition: Callable[[], Awaitable[bool]], timeout_s: float) -> float | None:
+    begun_s = time.monotonic()
+    while (waited_s := time.monotonic() - begun_s) < timeout_s:
+        if await condition():
+            return time.monotonic() - begun_s
+        await asyncio.sleep(min(POLL_S, timeout_s - waited_s))
+    return None

@@ -32,6 +32,8 @@ class Recorder:
     """What no check of the history looks for."""
     keys: list[tuple[str, Write]] = field(default_factory=list)
     """Idempotency key of every write that had one."""
+    _repeated: list[tuple[Write, Write]] = field(default_factory=list)
+    """A write, and a repetition of it that became a version of its own."""
     rows_acked: int = 0
     writes_acked: int = 0
     quorum_searches: int = 0
@@ -59,11 +61,14 @@ class Recorder:
         """The version of a write. A repetition under its key may have got another than the first attempt, which may
         exist besides: two writes then."""
         found = Version(version.hlc, version.source)
-        if write.version in (None, found):
+        if write.version is None:
             write.version = found
-            return write
+        for attempt in (write, *(other for first, other in self._repeated if first is write)):
+            if attempt.version == found:
+                return attempt
         other = Write(write.document_id, write.contents, write.session, write.invoked_us, found)
         self.history.writes.append(other)
+        self._repeated.append((write, other))
         return other
 
     def searched(
