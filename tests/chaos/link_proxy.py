@@ -8,15 +8,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import socket
 from dataclasses import dataclass, field
-
-from tests.chaos.network import Network
+from typing import Protocol
 
 CHUNK_BYTES = 65_536
 CHUNKS_MAX = 256
 """Waiting in one direction of one connection; then the sender waits."""
 STALL_S = (0.2, 1.0)
 """What a lost segment costs everything behind it: one to a few retransmission timeouts."""
+
+
+class Sockets(Protocol):
+    """Where connections begin and end; a `Network` is one."""
+
+    def socket_in(self, name: str) -> socket.socket:
+        """A TCP socket of the namespace `name`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +50,10 @@ class _Passage:
 
 
 class LinkProxy:
-    """Listens on `port` of 127.0.0.1 in the namespace `caller`, for `address`."""
+    """Listens on `port` of 127.0.0.1 in the namespace `caller`, 0 for any, for `address`."""
 
-    def __init__(self, network: Network, caller: str, port: int, address: str, rng: random.Random) -> None:
-        self._network, self._caller, self.port, self._address = network, caller, port, address
+    def __init__(self, sockets: Sockets, caller: str, port: int, address: str, rng: random.Random) -> None:
+        self._sockets, self._caller, self.port, self._address = sockets, caller, port, address
         self._rng = rng
         self._passages: set[_Passage] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -54,8 +62,9 @@ class LinkProxy:
 
     async def start(self) -> None:
         """Listen. Raises OSError."""
-        listening = self._network.socket_in(self._caller)
+        listening = self._sockets.socket_in(self._caller)
         listening.bind(("127.0.0.1", self.port))
+        self.port = listening.getsockname()[1]
         self._server = await asyncio.start_server(self._accept, sock=listening)
 
     def cut(self) -> None:
@@ -105,7 +114,7 @@ class LinkProxy:
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         host, _, port = self._address.rpartition(":")
-        far = self._network.socket_in(self._caller)
+        far = self._sockets.socket_in(self._caller)
         far.setblocking(False)
         try:
             await asyncio.get_running_loop().sock_connect(far, (host, int(port)))

@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.chaos.actions import possible
 from tests.chaos.clients import CLIENTS, ChaosClient
 from tests.chaos.corpus import Corpus
-from tests.chaos.faults import possible
 from tests.chaos.final_state import read_disks
 from tests.chaos.nemesis import GIVEN_UP_AFTER_S, Healed, disturb
 from tests.chaos.net_mesh import NetMesh

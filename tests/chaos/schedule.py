@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tests.chaos.faults import Fault
+from tests.chaos.fault import Fault
 
 OVERLAP_SHARE = 0.3
 """How often a second fault begins before the first has ended."""
