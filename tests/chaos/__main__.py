@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +23,7 @@ from tests.chaos.run import SHOWN, run
 
 PATIENCE_S = 30.0
 """After an interrupt, for stopping in order."""
+INTERRUPTED = 130
 SKIPPED = 77
 """Exit code where namespaces are not allowed."""
 
@@ -42,22 +45,22 @@ def main() -> int:
 
 
 def _outside(seed: int, minutes: float) -> int:
-    """Run the sandbox; its directory stays only when something was wrong."""
+    """Run the sandbox, and end it whatever ends this; its directory stays only when something was wrong."""
     directory = Path(tempfile.mkdtemp(prefix="ostraka-chaos-"))
-    code = 1
-    signal.signal(signal.SIGTERM, _interrupted)
+    code = INTERRUPTED
+    signal.signal(signal.SIGTERM, _terminated)
+    arguments = ["--minutes", f"{minutes:g}", "--seed", f"{seed}", "--inside", str(directory)]
+    child = sandbox.start_inside([sys.executable, "-m", "tests.chaos", *arguments])
     try:
-        arguments = ["--minutes", f"{minutes:g}", "--seed", f"{seed}", "--inside", str(directory)]
-        child = sandbox.start_inside([sys.executable, "-m", "tests.chaos", *arguments])
-        try:
-            code = child.wait()
-        except KeyboardInterrupt:
-            code = 0 if child.wait(PATIENCE_S) == 0 else 130
-        finally:
-            child.kill()
-            child.wait()
+        code = child.wait()
+    except KeyboardInterrupt:
+        # The terminal has told the run, too, and it stops in order.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(PATIENCE_S)
     finally:
-        if code in (0, 130):
+        child.kill()
+        child.wait()
+        if code in (0, INTERRUPTED):
             shutil.rmtree(directory, ignore_errors=True)
         else:
             print(f"logs and databases are kept in {directory}")
@@ -70,7 +73,7 @@ def _inside(directory: Path, seed: int, minutes: float) -> int:
     try:
         outcome = asyncio.run(run(directory, seed, minutes))
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     for line in outcome.figures:
         print(line)
     for problem in outcome.problems[:SHOWN]:
@@ -80,8 +83,8 @@ def _inside(directory: Path, seed: int, minutes: float) -> int:
     return 1 if outcome.problems else 0
 
 
-def _interrupted(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
+def _terminated(*_: object) -> NoReturn:
+    raise SystemExit(INTERRUPTED)
 
 
 if __name__ == "__main__":
