@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -32,8 +33,10 @@ class Recorder:
     """What no check of the history looks for."""
     keys: list[tuple[str, Write]] = field(default_factory=list)
     """Idempotency key of every write that had one."""
-    _repeated: list[tuple[Write, Write]] = field(default_factory=list)
-    """A write, and a repetition of it that became a version of its own."""
+    _refused: set[int] = field(default_factory=set)
+    """Writes of the history, by identity, that are not to be in it."""
+    _repeated: dict[int, list[Write]] = field(default_factory=lambda: defaultdict(list))
+    """By identity of a write, repetitions of it that became versions of their own."""
     rows_acked: int = 0
     writes_acked: int = 0
     quorum_searches: int = 0
@@ -48,8 +51,7 @@ class Recorder:
 
     def forget(self, write: Write) -> None:
         """The mesh said for certain that nothing of it will ever appear: whatever does was never written."""
-        self.history.writes = [other for other in self.history.writes if other is not write]
-        self.keys = [(key, other) for key, other in self.keys if other is not write]
+        self._refused.add(id(write))
 
     def acknowledged(self, write: Write, version: ClientVersion) -> None:
         """Durable and visible from now on."""
@@ -63,12 +65,13 @@ class Recorder:
         found = Version(version.hlc, version.source)
         if write.version is None:
             write.version = found
-        for attempt in (write, *(other for first, other in self._repeated if first is write)):
+        others = self._repeated[id(write)]
+        for attempt in (write, *others):
             if attempt.version == found:
                 return attempt
         other = Write(write.document_id, write.contents, write.session, write.invoked_us, found)
         self.history.writes.append(other)
-        self._repeated.append((write, other))
+        others.append(other)
         return other
 
     def searched(
@@ -100,6 +103,8 @@ class Recorder:
         `keyed`: (document, key) to the versions that replicas have of that write. `stored`: (document, content,
         version) of every passage they have. What is in neither was never applied anywhere and stays without.
         """
+        self.history.writes = [write for write in self.history.writes if id(write) not in self._refused]
+        self.keys = [(key, write) for key, write in self.keys if id(write) not in self._refused]
         by_content = {(document_id, content): version for document_id, content, version in stored}
         for key, write in self.keys:
             for version in sorted(keyed.get((write.document_id, key), frozenset())):

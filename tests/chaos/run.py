@@ -75,13 +75,14 @@ async def _under_traffic(
         until_s = time.monotonic() + 60 * minutes
         plan = episodes(seed, possible(), hold_s_max)
         nemesis = asyncio.create_task(disturb(mesh, plan, situation, observer, clients, until_s))
-        await asyncio.wait((nemesis, failed), return_when=asyncio.FIRST_COMPLETED)
-        if failed.done():
+        try:
+            await asyncio.wait((nemesis, failed), return_when=asyncio.FIRST_COMPLETED)
+            if failed.done():
+                failed.result()
+            healed = nemesis.result()
+        finally:
             nemesis.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await nemesis
-            failed.result()
-        healed = await nemesis
+            await asyncio.gather(nemesis, return_exceptions=True)
         for client in clients:
             client.writing = False
         await asyncio.gather(*(client.idle.wait() for client in clients))

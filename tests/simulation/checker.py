@@ -157,9 +157,7 @@ def _of_version(writes: Sequence[Write], version: Version) -> Write | None:
     return writes[index] if index < len(writes) and writes[index].version == version else None
 
 
-def _may_be_absent(
-    search: Search, writes: Sequence[Write], floor: Version, cutoff: Key | None, order: Rank
-) -> bool:
+def _may_be_absent(search: Search, writes: Sequence[Write], floor: Version, cutoff: Key | None, order: Rank) -> bool:
     """Whether some version the search was allowed to show has no passage among the best k."""
     for write in reversed(writes):
         if write.version is None or write.version < floor:

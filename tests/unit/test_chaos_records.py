@@ -99,6 +99,7 @@ def test_what_was_refused_for_certain_may_not_be_found() -> None:
     recorder = Recorder(Corpus(1))
     refused = recorder.begin("d", (content("1.1/0"),), 1, "")
     recorder.forget(refused)
+    recorder.settle({}, [("d", content("1.1/0"), Version(10, 1))])
     hit = Hit("d", 0, Version(10, 1), content("1.1/0"))
     recorder.history.searches.append(Search(Level.QUORUM, 1, 0, 10, 100, 200, (hit,)))
     assert [violation.check for violation in check(recorder.history, recorder.corpus.rank)] == ["C5"]
