@@ -33,24 +33,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument(
+        "--volume", type=float, default=1.0, help="share of 5,000 rows and 5,000 searches in 3 minutes that must be had"
+    )
     parser.add_argument("--inside", type=Path, default=None, help=argparse.SUPPRESS)
     args = parser.parse_args()
     seed = random.SystemRandom().randrange(1 << 32) if args.seed is None else args.seed
     if args.inside is not None:
-        return _inside(args.inside, seed, args.minutes)
+        return _inside(args.inside, seed, args.minutes, args.volume)
     if why := sandbox.unavailable():
         print(f"chaos needs network namespaces of its own, and here: {why}")
         return SKIPPED
-    return _outside(seed, args.minutes)
+    return _outside(seed, args.minutes, args.volume)
 
 
-def _outside(seed: int, minutes: float) -> int:
+def _outside(seed: int, minutes: float, volume: float) -> int:
     """Run the sandbox, and end it whatever ends this; its directory stays only when something was wrong."""
     directory = Path(tempfile.mkdtemp(prefix="ostraka-chaos-"))
     code = INTERRUPTED
     signal.signal(signal.SIGTERM, _terminated)
-    arguments = ["--minutes", f"{minutes:g}", "--seed", f"{seed}", "--inside", str(directory)]
-    child = sandbox.start_inside([sys.executable, "-m", "tests.chaos", *arguments])
+    arguments = ["--minutes", f"{minutes:g}", "--seed", f"{seed}", "--volume", f"{volume:g}"]
+    child = sandbox.start_inside([sys.executable, "-m", "tests.chaos", *arguments, "--inside", str(directory)])
     try:
         code = child.wait()
     except KeyboardInterrupt:
@@ -67,11 +70,11 @@ def _outside(seed: int, minutes: float) -> int:
     return code
 
 
-def _inside(directory: Path, seed: int, minutes: float) -> int:
+def _inside(directory: Path, seed: int, minutes: float, volume: float) -> int:
     command = f"make chaos MINUTES={minutes:g} SEED={seed}"
     print(command, flush=True)
     try:
-        outcome = asyncio.run(run(directory, seed, minutes))
+        outcome = asyncio.run(run(directory, seed, minutes, volume))
     except KeyboardInterrupt:
         return INTERRUPTED
     for line in outcome.figures:

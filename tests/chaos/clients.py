@@ -18,11 +18,11 @@ from tests.simulation.history import Level, Write
 CLIENTS = 8
 DOCUMENTS = 32
 PASSAGES_MAX = 4
-PAUSE_S = 0.01
-"""Between calls, and ten times as long after a failed one."""
-WRITE_SHARE = 0.35
+PAUSE_S = 0.002
+"""Between calls, and ten times as long after one that failed."""
+WRITE_SHARE = 0.3
 DELETE_SHARE = 0.2
-GET_SHARE = 0.1
+GET_SHARE = 0.08
 REPEATS_MAX = 3
 """Of a write whose outcome is not known."""
 GIVE_UP_SHARE = 0.3
@@ -94,7 +94,7 @@ class ChaosClient:
 
     async def _search(self) -> bool:
         level = self._random.choices((Level.QUORUM, Level.SESSION, Level.ONE), (9, 2, 1))[0]
-        query, k = self._random.randrange(QUERIES), self._random.choice((3, 10, 10, 200))
+        query, k = self._random.randrange(QUERIES), self._random.choice((3, 10, 10, 10, 200))
         invoked_us, before = now_us(), self._situation.kind
         failure = ""
         try:

@@ -39,8 +39,10 @@ class Outcome:
     figures: list[str] = field(default_factory=list)
 
 
-async def run(directory: Path, seed: int, minutes: float) -> Outcome:
-    """Raises OSError when the network cannot be made, SupervisorError when a process does not start."""
+async def run(directory: Path, seed: int, minutes: float, volume: float) -> Outcome:
+    """`volume`: the share of PER_MINUTE_MIN that is asked for.
+
+    Raises OSError when the network cannot be made, SupervisorError when a process does not start."""
     mesh = NetMesh(directory, seed, minutes)
     recorder, situation, calls = Recorder(Corpus(seed)), Situation(), Calls()
     observer = Observer(mesh, recorder.history, mesh.config.shard.clock_skew_ms_max + SKEW_SLACK_MS)
@@ -53,7 +55,7 @@ async def run(directory: Path, seed: int, minutes: float) -> Outcome:
         healed = await _under_traffic(mesh, clients, observer, situation, seed, minutes)
         await observer.close()
         killed = await mesh.stop()
-        outcome = _judge(mesh, recorder, calls, healed, minutes)
+        outcome = _judge(mesh, recorder, calls, healed, volume * minutes * PER_MINUTE_MIN)
     finally:
         await mesh.stop()
         mesh.unmount()
@@ -107,7 +109,7 @@ async def _beside(*work: Awaitable[None]) -> AsyncIterator[asyncio.Task[None]]:
             await task
 
 
-def _judge(mesh: NetMesh, recorder: Recorder, calls: Calls, healed: Healed, minutes: float) -> Outcome:
+def _judge(mesh: NetMesh, recorder: Recorder, calls: Calls, healed: Healed, least: float) -> Outcome:
     disks = read_disks(mesh.config)
     recorder.settle(disks.keyed, disks.stored)
     recorder.history.final = disks.replicas
@@ -118,8 +120,8 @@ def _judge(mesh: NetMesh, recorder: Recorder, calls: Calls, healed: Healed, minu
     if share < AVAILABLE_MIN:
         outcome.problems.append(f"with one voter down {share:.2%} of QUORUM calls succeeded, not {AVAILABLE_MIN:.0%}")
     for what, count in (("rows", recorder.rows_acked), ("searches", recorder.quorum_searches)):
-        if count < minutes * PER_MINUTE_MIN:
-            outcome.problems.append(f"{count:,} {what} in {minutes:g} minutes prove too little")
+        if count < least:
+            outcome.problems.append(f"{count:,} {what} prove too little: {least:,.0f} were asked for")
     outcome.figures = [
         f"{recorder.rows_acked:,} acknowledged rows in {recorder.writes_acked:,} writes, "
         f"{recorder.quorum_searches:,} searches at QUORUM, {len(recorder.history.searches):,} reads in all",
