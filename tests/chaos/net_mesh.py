@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -160,9 +161,15 @@ class NetMesh:
             await proxy.close()
         return killed
 
-    def unmount(self) -> None:
-        """Give the small disk back; its content is gone."""
+    def unmount(self, *, keep: bool) -> None:
+        """Give the small disk back. `keep`: leave a copy of what was on it where it was."""
+        copied = self.directory / "copied"
+        if keep:
+            shutil.copytree(self.disk_dir, copied)
         subprocess.run(["umount", "--lazy", str(self.disk_dir)], check=False)
+        if keep:
+            shutil.copytree(copied, self.disk_dir, dirs_exist_ok=True)
+            shutil.rmtree(copied)
 
     def _mount(self, minutes: float) -> None:
         self.disk_dir.mkdir(parents=True)

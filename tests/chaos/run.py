@@ -42,7 +42,9 @@ class Outcome:
 async def run(directory: Path, seed: int, minutes: float, volume: float) -> Outcome:
     """`volume`: the share of PER_MINUTE_MIN that is asked for.
 
-    Raises OSError when the network cannot be made, SupervisorError when a process does not start."""
+    Raises OSError when the network cannot be made, SupervisorError when a process does not start.
+    """
+    sound = False
     mesh = NetMesh(directory, seed, minutes)
     recorder, situation, calls = Recorder(Corpus(seed)), Situation(), Calls()
     observer = Observer(mesh, recorder.history, mesh.config.shard.clock_skew_ms_max + SKEW_SLACK_MS)
@@ -56,12 +58,13 @@ async def run(directory: Path, seed: int, minutes: float, volume: float) -> Outc
         await observer.close()
         killed = await mesh.stop()
         outcome = _judge(mesh, recorder, calls, healed, volume * minutes * PER_MINUTE_MIN)
+        outcome.problems += observer.problems[:SHOWN]
+        outcome.problems += [f"{name} did not stop within its drain" for name in killed]
+        sound = not outcome.problems
+        return outcome
     finally:
         await mesh.stop()
-        mesh.unmount()
-    outcome.problems += observer.problems[:SHOWN]
-    outcome.problems += [f"{name} did not stop within its drain" for name in killed]
-    return outcome
+        mesh.unmount(keep=not sound)
 
 
 async def _under_traffic(
