@@ -24,7 +24,7 @@ class Healed:
     equal_s: list[float] = field(default_factory=list)
     """Until all replicas had the same applied sets and digests."""
     served_s: list[float] = field(default_factory=list)
-    """Until each router had answered a read at QUORUM."""
+    """Until each router reached every node and had answered a read at QUORUM."""
     problems: list[str] = field(default_factory=list)
 
     def add(self, episode: Episode, equal_s: float | None, served_s: float | None) -> None:

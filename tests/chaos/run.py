@@ -135,7 +135,10 @@ def _judge(mesh: NetMesh, recorder: Recorder, calls: Calls, healed: Healed, leas
         ),
         *(f"  {count} x {reason}" for reason, count in calls.reasons.most_common(SHOWN)),
     ]
-    after = (("equal applied sets and digests", healed.equal_s), ("a read through each router", healed.served_s))
+    after = (
+        ("equal applied sets and digests", healed.equal_s),
+        ("every node reached, and a read answered, by each router", healed.served_s),
+    )
     for what, seconds in after:
         if seconds:
             median_s = sorted(seconds)[len(seconds) // 2]
