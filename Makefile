@@ -10,7 +10,7 @@ ARGS ?=
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test check protos format up down status loadtest eval bench placement simulate mutants read-rules llm llm-model clean
+.PHONY: help setup demo test check protos format up down status loadtest eval bench placement simulate chaos mutants read-rules llm llm-model clean
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -70,6 +70,9 @@ placement: setup  ## shards asked, recall and balance by hash and by cells, into
 
 simulate: setup  ## the replication protocol under faults: make simulate SEEDS=2000
 	@$(BIN)/python -m tests.simulation --seeds $(or $(SEEDS),2000) $(ARGS)
+
+chaos: setup  ## real processes in network namespaces under faults: make chaos MINUTES=30 SEED=7 (needs root)
+	@$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),1) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 mutants: setup  ## break the replication protocol on purpose and see who notices, into docs/mutants.md
 	@$(BIN)/python -m tests.simulation.mutant_table $(ARGS)

@@ -54,6 +54,21 @@ class Seat:
     """Of numerical libraries."""
 
 
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How one process is started where it differs from the others."""
+
+    prefix: tuple[str, ...] = ()
+    """What its command begins with; it must end by executing the rest in its own place, as `ip netns exec NAME` does,
+    so that the process keeps its id."""
+    mesh_file: Path | None = None
+    """Its own mesh file, for a process that sees other addresses; None: the mesh's."""
+
+
+def _as_configured(_name: str) -> Launch:
+    return Launch()
+
+
 async def to_the_end(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run `work` in a thread, and wait for its end even when cancelled: a thread goes on, and what it starts after
     everything was stopped would stay."""
@@ -68,8 +83,10 @@ async def to_the_end(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) ->
 class Supervisor:
     """The processes of one mesh file."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, launch: Callable[[str], Launch] = _as_configured) -> None:
+        """`launch`: asked by name each time a process is started."""
         self.config = config
+        self._launch = launch
         self.run_dir = config.data_dir / "run"
         self.seats = {seat.name: seat for seat in _seats(config)}
         self._children: dict[str, subprocess.Popen[bytes]] = {}
@@ -99,8 +116,9 @@ class Supervisor:
         if self.process(name) is not None:
             raise SupervisorError(f"{name} is running already")
         self.config.logs_dir.mkdir(parents=True, exist_ok=True)
-        log = self.log_path(name)
-        command = [sys.executable, "-m", seat.module, "--mesh-file", str(self.config.path), *seat.arguments]
+        log, launch = self.log_path(name), self._launch(name)
+        mesh_file = str(launch.mesh_file or self.config.path)
+        command = [*launch.prefix, sys.executable, "-m", seat.module, "--mesh-file", mesh_file, *seat.arguments]
         with log.open("ab") as output:
             child = subprocess.Popen(  # noqa: S603 the command is this interpreter and this mesh's own module
                 command,

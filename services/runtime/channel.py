@@ -12,9 +12,10 @@ from observability.rpc import client_interceptors
 from services.runtime.config import Config
 from services.runtime.tls import Role, channel_credentials, role_name
 
-KEEPALIVE_MS = 10_000
-KEEPALIVE_TIMEOUT_MS = 5_000
-"""A peer that vanished without closing (power, network) is noticed within KEEPALIVE_MS plus this."""
+KEEPALIVE_MS = 3_000
+KEEPALIVE_TIMEOUT_MS = 4_000
+"""A peer that vanished without closing (power, network) is noticed within KEEPALIVE_MS plus this: soon enough for
+replicas to be equal 10 s after a link that died silently is whole again."""
 CONNECT_TIMEOUT_MS = 5_000
 """For one attempt, TLS handshake included; gRPC calls it the minimum reconnect backoff."""
 RECONNECT_MS_INITIAL = 100
@@ -46,6 +47,9 @@ def channel_options(server_role: Role, message_bytes_max: int) -> list[tuple[str
         ("grpc.max_receive_message_length", message_bytes_max),
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        # gRPC also pings to measure bandwidth, and while such a ping is out it sends none of keepalive's: a connection
+        # that dies then is noticed after the timeout of any ping, by default 60 s.
+        ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.initial_reconnect_backoff_ms", RECONNECT_MS_INITIAL),
         ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
         ("grpc.max_reconnect_backoff_ms", RECONNECT_MS_MAX),

@@ -1,71 +1,93 @@
-"""`python -m tests.chaos --kills 10 --pauses 5 --seed N`: kill and stop nodes of a fresh mesh under traffic; exit 1 on
-any problem."""
+"""`python -m tests.chaos --minutes 1 --seed N`: a mesh of real processes in network namespaces, disturbed under
+traffic and judged by the simulation's checker; exit 1 on any problem.
+
+The faults, their order and their targets follow from the seed; how processes interleave with them does not.
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import random
+import shutil
+import signal
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
+from typing import NoReturn
 
-from ostraka.client import ClientOptions
-from ostraka.retry import RetryPolicy
-from tests.chaos.kills import INFLIGHT_MIN, kill_and_heal
-from tests.chaos.traffic import Traffic
-from tests.mesh import Mesh, start_mesh
+from tests.chaos import sandbox
+from tests.chaos.run import SHOWN, run
 
-COLLECTION = "chaos"
-DIM = 16
-TABLE = f"""
-[collections.{COLLECTION}]
-shards = 2
-replicas = 3
-dim = {DIM}
-embedding_model = "made-for-tests"
-"""
-WRITERS = 32
-READERS = 40
-TIMEOUT_S = 2.0
-"""Of each call, its repetition included."""
-ATTEMPTS_MAX = 2
-"""A call and at most one repetition."""
-PROBLEMS_SHOWN = 20
-
-
-async def run(mesh: Mesh, *, kills: int, seed: int, pauses: int = 0) -> list[str]:
-    """Everything that went wrong, in words; empty when nothing did."""
-    print(f"python -m tests.chaos --kills {kills} --pauses {pauses} --seed {seed}")
-    options = ClientOptions(timeout_s=TIMEOUT_S, retry=RetryPolicy(attempts_max=ATTEMPTS_MAX))
-    client = mesh.client(COLLECTION, options=options)
-    traffic = Traffic(client, dim=DIM, writers=WRITERS, readers=READERS, timeout_s=TIMEOUT_S, seed=seed)
-    async with client, traffic:
-        record = await kill_and_heal(mesh.supervisor, client, traffic, kills=kills, pauses=pauses, seed=seed)
-        await traffic.verify_all()
-    acknowledged = sum(traffic.register.acknowledged.values())
-    print(f"{', '.join(record.nodes)}; in flight at each {record.inflight}")
-    print(f"{record.calls:,} calls, {acknowledged:,} acknowledged writes, {len(traffic.problems)} problems")
-    assert min(record.inflight) >= INFLIGHT_MIN
-    return traffic.problems
+PATIENCE_S = 30.0
+"""After an interrupt, for stopping in order."""
+INTERRUPTED = 130
+SKIPPED = 77
+"""Exit code where namespaces are not allowed."""
 
 
 def main() -> int:
-    """Parse arguments, run, print what went wrong."""
+    """Parse arguments; run inside a sandbox."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--pauses", type=int, default=0, help="how often a node is stopped (SIGSTOP) and let go on")
+    parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument(
+        "--volume", type=float, default=1.0, help="share of 5,000 rows and 5,000 searches in 3 minutes that must be had"
+    )
+    parser.add_argument("--inside", type=Path, default=None, help=argparse.SUPPRESS)
     args = parser.parse_args()
     seed = random.SystemRandom().randrange(1 << 32) if args.seed is None else args.seed
-    with tempfile.TemporaryDirectory(prefix="ostraka-chaos-", ignore_cleanup_errors=True) as directory:
-        mesh = start_mesh(Path(directory), TABLE)
-        try:
-            problems = asyncio.run(run(mesh, kills=args.kills, seed=seed, pauses=args.pauses))
-        finally:
-            mesh.supervisor.stop_all()
-    for problem in problems[:PROBLEMS_SHOWN]:
+    if args.inside is not None:
+        return _inside(args.inside, seed, args.minutes, args.volume)
+    if why := sandbox.unavailable():
+        print(f"chaos needs network namespaces of its own, and here: {why}")
+        return SKIPPED
+    return _outside(seed, args.minutes, args.volume)
+
+
+def _outside(seed: int, minutes: float, volume: float) -> int:
+    """Run the sandbox, and end it whatever ends this; its directory stays only when something was wrong."""
+    directory = Path(tempfile.mkdtemp(prefix="ostraka-chaos-"))
+    code = INTERRUPTED
+    signal.signal(signal.SIGTERM, _terminated)
+    arguments = ["--minutes", f"{minutes:g}", "--seed", f"{seed}", "--volume", f"{volume:g}"]
+    child = sandbox.start_inside([sys.executable, "-m", "tests.chaos", *arguments, "--inside", str(directory)])
+    try:
+        code = child.wait()
+    except KeyboardInterrupt:
+        # The terminal has told the run, too, and it stops in order.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(PATIENCE_S)
+    finally:
+        child.kill()
+        child.wait()
+        if code in (0, INTERRUPTED):
+            shutil.rmtree(directory, ignore_errors=True)
+        else:
+            print(f"logs and databases are kept in {directory}")
+    return code
+
+
+def _inside(directory: Path, seed: int, minutes: float, volume: float) -> int:
+    command = f"make chaos MINUTES={minutes:g} SEED={seed}"
+    print(command, flush=True)
+    try:
+        outcome = asyncio.run(run(directory, seed, minutes, volume))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    for line in outcome.figures:
+        print(line)
+    for problem in outcome.problems[:SHOWN]:
         print(problem)
-    return 1 if problems else 0
+    if outcome.problems:
+        print(f"{len(outcome.problems)} problems; again: {command}")
+    return 1 if outcome.problems else 0
+
+
+def _terminated(*_: object) -> NoReturn:
+    raise SystemExit(INTERRUPTED)
 
 
 if __name__ == "__main__":

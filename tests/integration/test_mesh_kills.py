@@ -1,14 +1,14 @@
 """Random shard nodes die by SIGKILL or are stopped under traffic: no failed call at QUORUM, no lost write, every node
 converges.
 
-A few here; ten and more by `python -m tests.chaos --kills 10 --pauses 10 --seed N`.
+A few here; ten and more by `python -m tests.chaos.loopback --kills 10 --pauses 10 --seed N`.
 """
 
 from __future__ import annotations
 
 import pytest
 
-from tests.chaos.__main__ import TABLE, run
+from tests.chaos.loopback import TABLE, run
 from tests.mesh import MakeMesh, Mesh
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(600)]

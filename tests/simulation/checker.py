@@ -13,13 +13,15 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from services.quorum.clock import Version
 from tests.simulation.history import History, Hit, Level, Search, Violation, Write, score
 
-Key = tuple[int, str, int]
+Key = tuple[float, str, int]
 """Rank of a passage: smaller is better."""
+Rank = Callable[[int, str, int, bytes], Key]
+"""(query, document, ordinal, content) to the rank that a passage has in a search."""
 
 
 def rank(query: int, document_id: str, ordinal: int, content: bytes) -> Key:
@@ -27,8 +29,8 @@ def rank(query: int, document_id: str, ordinal: int, content: bytes) -> Key:
     return (-score(query, content), document_id, ordinal)
 
 
-def check(history: History) -> list[Violation]:
-    """Every broken promise of a history."""
+def check(history: History, order: Rank = rank) -> list[Violation]:
+    """Every broken promise of a history. `order`: how the searched system ranks; simulated replicas do it by `rank`."""
     documents: dict[str, list[Write]] = defaultdict(list)
     for write in history.writes:
         if write.version is not None:
@@ -39,7 +41,7 @@ def check(history: History) -> list[Violation]:
     sessions = _SessionFloors(history.writes)
     found: list[Violation] = []
     for search in sorted(history.searches, key=lambda search: search.returned_us):
-        found += _check_search(search, documents, acked, sessions)
+        found += _check_search(search, documents, acked, sessions, order)
         sessions.saw(search)
     found += _check_order(documents, acked)
     found += _check_final(history, documents)
@@ -92,11 +94,12 @@ def _check_search(
     documents: Mapping[str, Sequence[Write]],
     acked: Mapping[str, _AckedFloor],
     sessions: _SessionFloors,
+    order: Rank,
 ) -> Iterator[Violation]:
     hits: dict[str, list[Hit]] = defaultdict(list)
     for hit in search.hits:
         hits[hit.document_id].append(hit)
-    keys = [rank(search.query, hit.document_id, hit.ordinal, hit.content) for hit in search.hits]
+    keys = [order(search.query, hit.document_id, hit.ordinal, hit.content) for hit in search.hits]
     label = f"{search.level.value} search of session {search.session} at {search.invoked_us}..{search.returned_us} us"
     if keys != sorted(set(keys)) or len(keys) > search.k:
         yield Violation("C5", f"{label}: hits are doubled, out of order or too many")
@@ -112,15 +115,22 @@ def _check_search(
             floor = sessions.floor(search.session, document_id, search.invoked_us)
         else:
             floor = Version.ZERO
-        yield from _check_document(search, writes, hits.get(document_id, ()), floor, cutoff, f"{label}, {document_id}")
+        found = hits.get(document_id, ())
+        yield from _check_document(search, writes, found, floor, cutoff, f"{label}, {document_id}", order)
 
 
 def _check_document(
-    search: Search, writes: Sequence[Write], hits: Sequence[Hit], floor: Version, cutoff: Key | None, label: str
+    search: Search,
+    writes: Sequence[Write],
+    hits: Sequence[Hit],
+    floor: Version,
+    cutoff: Key | None,
+    label: str,
+    order: Rank,
 ) -> Iterator[Violation]:
     stale = "C2" if search.level is Level.SESSION else "C1"
     if not hits:
-        if floor > Version.ZERO and not _may_be_absent(search, writes, floor, cutoff):
+        if floor > Version.ZERO and not _may_be_absent(search, writes, floor, cutoff, order):
             yield Violation("C1'" if stale == "C1" else "C2", f"{label}: missing, although at least {floor} was owed")
         return
     versions = {hit.version for hit in hits}
@@ -128,7 +138,7 @@ def _check_document(
         yield Violation("C7", f"{label}: versions {sorted(versions)} are mixed")
         return
     version = hits[0].version
-    write = next((write for write in writes if write.version == version), None)
+    write = _of_version(writes, version)
     if write is None or write.invoked_us >= search.returned_us:
         yield Violation("C5", f"{label}: {version} was never written")
         return
@@ -137,28 +147,34 @@ def _check_document(
         return
     if version < floor:
         yield Violation(stale, f"{label}: {version} was found, {floor} was owed")
-    if {hit.ordinal for hit in hits} != _expected(search, write, cutoff):
+    if {hit.ordinal for hit in hits} != _expected(search, write, cutoff, order):
         yield Violation("C7", f"{label}: {version} is not shown with all its passages")
 
 
-def _may_be_absent(search: Search, writes: Sequence[Write], floor: Version, cutoff: Key | None) -> bool:
+def _of_version(writes: Sequence[Write], version: Version) -> Write | None:
+    """The write of that version; `writes` ascend."""
+    index = bisect_left(writes, version, key=lambda write: write.version or Version.ZERO)
+    return writes[index] if index < len(writes) and writes[index].version == version else None
+
+
+def _may_be_absent(search: Search, writes: Sequence[Write], floor: Version, cutoff: Key | None, order: Rank) -> bool:
     """Whether some version the search was allowed to show has no passage among the best k."""
     for write in reversed(writes):
         if write.version is None or write.version < floor:
             break
-        if write.invoked_us < search.returned_us and not _expected(search, write, cutoff):
+        if write.invoked_us < search.returned_us and not _expected(search, write, cutoff, order):
             return True
     return False
 
 
-def _expected(search: Search, write: Write, cutoff: Key | None) -> set[int]:
+def _expected(search: Search, write: Write, cutoff: Key | None, order: Rank) -> set[int]:
     """Ordinals of a version that rank at or above the last hit; all of them if fewer than k were found."""
     if cutoff is None:
         return set(range(len(write.contents)))
     return {
         ordinal
         for ordinal, content in enumerate(write.contents)
-        if rank(search.query, write.document_id, ordinal, content) <= cutoff
+        if order(search.query, write.document_id, ordinal, content) <= cutoff
     }
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from ostraka.cli.mesh_file import NODES_DEFAULT, free_ports, mesh_toml, prepare
 from ostraka.cli.process_record import ProcessRecord, read_record
-from ostraka.cli.supervisor import Supervisor, SupervisorError, to_the_end
+from ostraka.cli.supervisor import Launch, Supervisor, SupervisorError, to_the_end
 from services.runtime.config import Config, ConfigError, load
 
 
@@ -96,6 +96,24 @@ async def test_a_process_that_dies_says_why(config: Config) -> None:
         supervisor.stop_all()
     assert "node-a.pem" in str(caught.value)
     assert str(supervisor.log_path("node-a")) in str(caught.value)
+
+
+@pytest.mark.processes
+async def test_a_process_may_begin_behind_a_prefix_and_read_its_own_mesh_file(config: Config, tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text(config.path.read_text())
+    launch = Launch(("env", "OSTRAKA_PREFIXED=yes"), own)
+    supervisor = Supervisor(config, lambda name: launch if name == "node-a" else Launch())
+    try:
+        supervisor.start("node-a")
+        await supervisor.wait_serving(["node-a"], timeout_s=60)
+        process = supervisor.process("node-a")
+        assert process is not None
+        assert process.environ()["OSTRAKA_PREFIXED"] == "yes"
+        assert str(own) in process.cmdline()
+    finally:
+        supervisor.stop_all()
+    assert supervisor.process("node-a") is None
 
 
 @pytest.mark.processes
