@@ -39,7 +39,7 @@ class Situation:
 
 @dataclass(slots=True)
 class Calls:
-    """Calls at QUORUM by situation: the one in which a call began, or ended when nothing was wrong at first."""
+    """Calls at QUORUM by situation: the one in which a call began, or the one in which it ended when that is worse."""
 
     succeeded: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
@@ -48,7 +48,7 @@ class Calls:
 
     def add(self, before: str, after: str, failure: str) -> None:
         """One call; `failure` is empty when it succeeded."""
-        kind = after if before == NOTHING else before
+        kind = after if before == NOTHING or after == OTHER else before
         (self.failed if failure else self.succeeded)[kind] += 1
         if failure and kind in (NOTHING, ONE_VOTER_DOWN):
             self.reasons[f"{kind}: {failure}"] += 1

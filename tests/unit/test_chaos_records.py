@@ -66,6 +66,7 @@ def test_a_call_that_a_fault_interrupts_is_counted_with_the_fault() -> None:
     calls = Calls()
     calls.add(NOTHING, ONE_VOTER_DOWN, "late")
     calls.add(ONE_VOTER_DOWN, NOTHING, "")
+    calls.add(ONE_VOTER_DOWN, OTHER, "its router died, too")
     assert calls.share(ONE_VOTER_DOWN) == 0.5
     assert calls.share(NOTHING) == 1.0
 
