@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.chaos.fault import Fault
 from tests.chaos.link_faults import HalfOpenLinks, LossyLinks, SlowLinks
 from tests.chaos.machine_faults import DiskFull, SkewRouter
+from tests.chaos.membership_faults import LoseDisk
 from tests.chaos.net_mesh import faketime_library
 from tests.chaos.partition_faults import Isolate, PartLink, Split
 from tests.chaos.process_faults import KillNode, KillRouter, RestartAll, StopNode, StopRouter
@@ -23,6 +24,7 @@ ACTIONS: tuple[type[Fault], ...] = (
     HalfOpenLinks,
     DiskFull,
     SkewRouter,
+    LoseDisk,
 )
 """Each is drawn once before any is drawn again."""
 

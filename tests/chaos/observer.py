@@ -82,7 +82,8 @@ class Observer:
         for replica in status.replicas:
             applied = replica.applied.SerializeToString(deterministic=True)
             states[replica.shard] = (applied, replica.digest)
-            self._judge(node, replica, applied)
+            if replica.digest:  # a replica that is not open yet shows nothing
+                self._judge(node, replica, applied)
         return states
 
     def _judge(self, node: str, replica: shard_pb2.ReplicaState, applied: bytes) -> None:
