@@ -1,6 +1,6 @@
 """Searches of one replica, in process, while rows arrive: their p95 and p99 beside those of the same searches idle.
 
-    python -m benchmarks.ingest_search [--rows 50000] [--rate 500] [--seconds 60] [--slice 5] [--dim 384] [--flush N]
+    python -m benchmarks.ingest_search [--rows 50000] [--rate 500] [--seconds 55] [--slice 5] [--dim 384] [--flush N]
 
 Searches run in as many threads as there are cores, as in a node. The replica is filled until its delta is half full.
 Capacity is measured first: each thread begins its next search as soon as one has ended, for ten seconds. Then open-loop
@@ -113,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--rate", type=float, default=500.0, help="rows per second")
-    parser.add_argument("--seconds", type=float, default=60.0, help="busy, and as many idle")
+    parser.add_argument("--seconds", type=float, default=55.0, help="busy, and as many idle")
     parser.add_argument("--slice", type=float, default=5.0, help="seconds of each slice, at most")
     parser.add_argument("--dim", type=int, default=384)
     parser.add_argument("--flush", type=int, default=ShardConfig().delta_rows_flush)
@@ -134,8 +134,9 @@ def main() -> None:
         print(f"{name:>14} {line['searches']:>9} {line['p50_ms']:>8.3f} {line['p95_ms']:>8.3f} {line['p99_ms']:>8.3f}")
     print(
         f"ratio of p95 {report['ratio']:.2f}, of p99 {report['ratio_p99']:.2f}; "
-        f"{report['offered_per_s']:.0f} searches/s; flushes {report['flushes']}, merges {report['merges']}; {report['rows_written']} rows, not found at once: "
-        f"{report['missing']}; cores used by others {report['foreign_cores_mean']:.2f}"
+        f"{report['offered_per_s']:.0f} searches/s; flushes {report['flushes']}, merges {report['merges']}; "
+        f"{report['rows_written']} rows, not found at once: {report['missing']}; "
+        f"cores used by others {report['foreign_cores_mean']:.2f}"
     )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
