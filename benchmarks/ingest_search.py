@@ -10,7 +10,8 @@ merges and checks; in an idle one no rows arrive and upkeep is held where it wou
 included, so the build goes on in the next busy slice. Thus a drift of the machine, the filling of the delta and the
 number of segments hit both alike; --seconds is of each kind. Latency counts from the scheduled arrival, and a slice
 ends when its last search is answered. After each acknowledgement a search for a row of the batch must find it.
-What other processes used of the machine meanwhile is in the report, for they can spoil it.
+Each turn waits, for --wait seconds at most, until other processes leave the machine alone; turns in which they used
+more than a tenth of a core are left out of the figures and counted.
 Codecs are trained as a node does, beside sealing and when the rule of their owner says so, which is while the replica
 is filled and not in the span. Exits 1 when a row is not found, when the span held no flush or no merge, or when a
 training would have fallen into it.
@@ -52,6 +53,8 @@ BATCH = 50
 LOAD = 0.3
 CAPACITY_S = 10.0
 SEED = 11
+QUIET_CORES = 0.1
+"""What others may use."""
 SETTLE_S = 0.2
 """Between two slices: what asks for CPU every 20 ms has met the gate by then."""
 
@@ -114,6 +117,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--rate", type=float, default=500.0, help="rows per second")
     parser.add_argument("--seconds", type=float, default=55.0, help="busy, and as many idle")
+    parser.add_argument("--wait", type=float, default=20.0, help="seconds for other processes to end, before each turn")
     parser.add_argument("--slice", type=float, default=5.0, help="seconds of each slice, at most")
     parser.add_argument("--dim", type=int, default=384)
     parser.add_argument("--flush", type=int, default=ShardConfig().delta_rows_flush)
@@ -136,7 +140,7 @@ def main() -> None:
         f"ratio of p95 {report['ratio']:.2f}, of p99 {report['ratio_p99']:.2f}; "
         f"{report['offered_per_s']:.0f} searches/s; flushes {report['flushes']}, merges {report['merges']}; "
         f"{report['rows_written']} rows, not found at once: {report['missing']}; "
-        f"cores used by others {report['foreign_cores_mean']:.2f}"
+        f"{report['turns_quiet']} of {report['turns']} turns undisturbed"
     )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -153,6 +157,7 @@ def _run(engine: Engine, codec: OwnedCodec, rows: Rows, arguments: argparse.Name
     filled = _filled(engine, codec, rows, arguments.rows)
     queries = rows.queries(256)
     threads = os.cpu_count() or 1
+    _await_quiet(arguments.wait)
     capacity = _capacity(engine, queries, threads)
     turns = max(1, math.ceil(arguments.seconds / arguments.slice))
     offered = LOAD * capacity
@@ -163,6 +168,8 @@ def _run(engine: Engine, codec: OwnedCodec, rows: Rows, arguments: argparse.Name
     writer.start()
     slices: list[Slice] = []
     for turn in range(turns):
+        gate.close()
+        _await_quiet(arguments.wait)
         rng = np.random.default_rng((SEED, turn))
         arrivals = np.cumsum(rng.exponential(1 / offered, max(1, int(offered * arguments.seconds / turns))))
         for busy in (False, True) if turn % 2 == 0 else (True, False):
@@ -170,7 +177,10 @@ def _run(engine: Engine, codec: OwnedCodec, rows: Rows, arguments: argparse.Name
     gate.open()
     writer.stop()
     upkeep.stop()
-    idle, busy_times = (np.concatenate([each.times for each in slices if each.busy is kind]) for kind in (False, True))
+    quiet = _quiet(slices)
+    idle, busy_times = (
+        np.concatenate([each.times for each in quiet or slices if each.busy is kind]) for kind in (False, True)
+    )
     return {
         "rows": filled,
         "threads": threads,
@@ -186,7 +196,8 @@ def _run(engine: Engine, codec: OwnedCodec, rows: Rows, arguments: argparse.Name
         "merges": writer.merges,
         "rows_written": writer.written,
         "missing": writer.missing,
-        "foreign_cores_mean": float(np.mean([each.foreign_cores for each in slices])),
+        "turns": turns,
+        "turns_quiet": len(quiet) // 2,
         "slices": [{"busy": each.busy, "foreign_cores": each.foreign_cores, **_summary(each.times)} for each in slices],
         "training_due": codec.reason(engine.view.rows_live),
     }
@@ -222,6 +233,22 @@ def _slice(
     began, foreign = time.perf_counter(), _foreign_cpu_s()
     times = _searched(engine, queries, arrivals, threads)
     return Slice(busy, times, (_foreign_cpu_s() - foreign) / (time.perf_counter() - began))
+
+
+def _quiet(slices: list[Slice]) -> list[Slice]:
+    """Those of turns that others left alone in both of their slices."""
+    turns = zip(slices[::2], slices[1::2], strict=True)
+    return [each for turn in turns if max(half.foreign_cores for half in turn) <= QUIET_CORES for each in turn]
+
+
+def _await_quiet(wait_s: float) -> None:
+    """Until others have used little for a second, or `wait_s` have passed."""
+    end = time.perf_counter() + wait_s
+    while (began := time.perf_counter()) < end:
+        foreign = _foreign_cpu_s()
+        time.sleep(1.0)
+        if (_foreign_cpu_s() - foreign) / (time.perf_counter() - began) <= QUIET_CORES:
+            return
 
 
 def _foreign_cpu_s() -> float:
