@@ -81,8 +81,8 @@ class Gate:
 class HeldBudget(CpuBudget):
     """Background work that is held while the gate is closed."""
 
-    def __init__(self, share: float, gate: Gate) -> None:
-        super().__init__(share)
+    def __init__(self, engine: Engine, gate: Gate) -> None:
+        super().__init__(engine.config.background_cpu, give_way=engine.await_writer)
         self._gate = gate
 
     def pause(self, *, urgent: bool = False) -> None:
@@ -94,7 +94,7 @@ class HeldUpkeep(Upkeep):
     """The same for what asks for no CPU, such as a checkpoint."""
 
     def __init__(self, engine: Engine, gate: Gate) -> None:
-        super().__init__(engine, HeldBudget(engine.config.background_cpu, gate))
+        super().__init__(engine, HeldBudget(engine, gate))
         self._gate = gate
 
     def step(self, tick: int) -> None:

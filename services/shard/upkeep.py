@@ -30,7 +30,7 @@ class Upkeep:
         self._stop = threading.Event()
         self._backoff = 0
         self._checkpointed = -1
-        self._budget = budget or CpuBudget(engine.config.background_cpu)
+        self._budget = budget or CpuBudget(engine.config.background_cpu, give_way=engine.await_writer)
         self.scrub = Scrub(engine, self._budget.pause)
         self.builds = 0
         """Segments built since the start."""
