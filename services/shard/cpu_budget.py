@@ -56,7 +56,7 @@ class CpuBudget:
         self._used.since_s = self._thread_s()
 
     def pause(self, *, urgent: bool = False) -> None:
-        """Account for the CPU time since the last call and wait until it is paid, unless it is `urgent`.
+        """Account for the CPU time since the last call, wait until it is paid and give way, unless it is `urgent`.
 
         Raises StoppedError.
         """
@@ -65,13 +65,12 @@ class CpuBudget:
         now = self._thread_s()
         used = now - getattr(self._used, "since_s", now)
         self._used.since_s = now
-        if self._share >= 1:
+        owed_s = self._owed(used) if self._share < 1 else 0.0
+        if urgent:
             return
-        owed_s = self._owed(used)
-        if owed_s > 0 and not urgent:
+        if owed_s > 0:
             self._wait(owed_s / self._share)
-        if not urgent:
-            self._give_way(GIVE_WAY_S)
+        self._give_way(GIVE_WAY_S)
         if self._stopped.is_set():
             raise StoppedError
 
