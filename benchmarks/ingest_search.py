@@ -1,6 +1,6 @@
 """Searches of one replica, in process, while rows arrive: their p95 and p99 beside those of the same searches idle.
 
-    python -m benchmarks.ingest_search [--rows 50000] [--rate 500] [--seconds 55] [--slice 5] [--dim 384] [--flush N]
+    python -m benchmarks.ingest_search [--rows 50000] [--rate 500] [--seconds 50] [--slice 5] [--dim 384] [--flush N]
 
 Searches run in as many threads as there are cores, as in a node. The replica is filled until its delta is half full.
 Capacity is measured first: each thread begins its next search as soon as one has ended, for ten seconds. Then open-loop
@@ -116,7 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--rate", type=float, default=500.0, help="rows per second")
-    parser.add_argument("--seconds", type=float, default=55.0, help="busy, and as many idle")
+    parser.add_argument("--seconds", type=float, default=50.0, help="busy, and as many idle")
     parser.add_argument("--wait", type=float, default=20.0, help="seconds for other processes to end, before each turn")
     parser.add_argument("--slice", type=float, default=5.0, help="seconds of each slice, at most")
     parser.add_argument("--dim", type=int, default=384)
