@@ -137,7 +137,8 @@ def main() -> None:
         line = report[name]
         print(f"{name:>14} {line['searches']:>9} {line['p50_ms']:>8.3f} {line['p95_ms']:>8.3f} {line['p99_ms']:>8.3f}")
     print(
-        f"ratio of p95 {report['ratio']:.2f}, of p99 {report['ratio_p99']:.2f}; "
+        f"ratio of p95 {report['ratio']:.2f}, of p99 {report['ratio_p99']:.2f}; in the median turn "
+        f"{report['ratio_turns']:.2f} and {report['ratio_p99_turns']:.2f}; "
         f"{report['offered_per_s']:.0f} searches/s; flushes {report['flushes']}, merges {report['merges']}; "
         f"{report['rows_written']} rows, not found at once: {report['missing']}; "
         f"{report['turns_quiet']} of {report['turns']} turns undisturbed"
@@ -192,6 +193,8 @@ def _run(engine: Engine, codec: OwnedCodec, rows: Rows, arguments: argparse.Name
         "beside writes": _summary(busy_times),
         "ratio": float(np.percentile(busy_times, 95) / np.percentile(idle, 95)),
         "ratio_p99": float(np.percentile(busy_times, 99) / np.percentile(idle, 99)),
+        "ratio_turns": _median_ratio(quiet or slices, 95),
+        "ratio_p99_turns": _median_ratio(quiet or slices, 99),
         "flushes": writer.flushes,
         "merges": writer.merges,
         "rows_written": writer.written,
@@ -239,6 +242,15 @@ def _quiet(slices: list[Slice]) -> list[Slice]:
     """Those of turns that others left alone in both of their slices."""
     turns = zip(slices[::2], slices[1::2], strict=True)
     return [each for turn in turns if max(half.foreign_cores for half in turn) <= QUIET_CORES for each in turn]
+
+
+def _median_ratio(slices: list[Slice], percent: float) -> float:
+    """Over turns, of a percentile of the busy slice beside that of the idle one: one bad moment is one turn's."""
+    ratios = []
+    for turn in zip(slices[::2], slices[1::2], strict=True):
+        value = {half.busy: float(np.percentile(half.times, percent)) for half in turn}
+        ratios.append(value[True] / value[False])
+    return float(np.median(ratios))
 
 
 def _await_quiet(wait_s: float) -> None:
