@@ -10,8 +10,10 @@ from collections.abc import Callable
 
 from services.runtime.clock import SYSTEM_CLOCK, thread_cpu_s
 
-BURST_S = 0.02
+BURST_S = 0.005
 """CPU seconds that may be used at once: a longer burst would be felt by searches."""
+GIVE_WAY_S = 0.03
+"""Longest wait for others at one pause: they finish, but a replica that always writes still builds."""
 
 
 SHARE_MIN = 0.02
@@ -32,12 +34,15 @@ class CpuBudget:
         thread_s: Callable[[], float] = thread_cpu_s,
         now_s: Callable[[], float] = SYSTEM_CLOCK.monotonic_s,
         wait: Callable[[float], bool] | None = None,
+        give_way: Callable[[float], object] = lambda _: None,
     ) -> None:
-        """`share` of one core; at least 1: no limit. `wait` waits for so many seconds, or less when it stops."""
+        """`share` of one core; at least 1: no limit. `wait` waits for so many seconds, or less when it stops;
+        `give_way`, until those whom the work would disturb have ended, for so many seconds at most."""
         self._share = max(SHARE_MIN, share)
         self._thread_s, self._now_s = thread_s, now_s
         self._stopped = threading.Event()
         self._wait = wait or self._stopped.wait
+        self._give_way = give_way
         self._lock = threading.Lock()
         self._tokens, self._filled_s = BURST_S, now_s()
         self._used = threading.local()
@@ -51,7 +56,7 @@ class CpuBudget:
         self._used.since_s = self._thread_s()
 
     def pause(self, *, urgent: bool = False) -> None:
-        """Account for the CPU time since the last call and wait until it is paid, unless it is `urgent`.
+        """Account for the CPU time since the last call, wait until it is paid and give way, unless it is `urgent`.
 
         Raises StoppedError.
         """
@@ -60,13 +65,14 @@ class CpuBudget:
         now = self._thread_s()
         used = now - getattr(self._used, "since_s", now)
         self._used.since_s = now
-        if self._share >= 1:
+        owed_s = self._owed(used) if self._share < 1 else 0.0
+        if urgent:
             return
-        owed_s = self._owed(used)
-        if owed_s > 0 and not urgent:
+        if owed_s > 0:
             self._wait(owed_s / self._share)
-            if self._stopped.is_set():
-                raise StoppedError
+        self._give_way(GIVE_WAY_S)
+        if self._stopped.is_set():
+            raise StoppedError
 
     def _owed(self, used_s: float) -> float:
         with self._lock:

@@ -171,6 +171,10 @@ class Engine:
         """Queue a validated batch; None when the queue is full."""
         return self._writer.write(batch, epoch)
 
+    def await_writer(self, wait_s: float) -> bool:
+        """Wait until nothing is being written, `wait_s` seconds at most; whether that is so."""
+        return self._writer.idle.wait(wait_s)
+
     def merge(self, bundle: PullBundle, *, mending: bool = False) -> Future[None]:
         """Merge a peer's state. The future raises StoreFullError, ReplicaFailedError."""
         return self._writer.run(lambda: self._merge(bundle, mending=mending))

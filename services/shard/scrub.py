@@ -18,20 +18,22 @@ from observability.logs import logger
 from services.quorum.gtid import Gtid, GtidSet
 from services.quorum.rows import HeadRow, Op
 from services.shard import chunk_check, live_bits, mending, schema
+from services.shard.chunk_check import PAUSE_ROWS
 from services.shard.damage import DamagedRowError, RowName
 from services.shard.engine import Engine
 from services.shard.live_bits import CHUNK_ROWS
+from services.shard.metadata_index import Stored
 from services.shard.replica_state import read_state
 from services.shard.rows_reader import RowsReader
 from services.shard.rows_writer import RowsWriter
 from services.shard.segment import MANIFEST_FILE, Segment
-from services.shard.store import StoreCorruptError
+from services.shard.store import Database, StoreCorruptError
 from services.shard.view import DIGEST_MODULUS
 
 SHARE = 0.05
 """Of one core, that the check of one replica takes; a node has several."""
-ROWS_PER_READ = 128
-READS_PER_PIECE = 64
+ROWS_PER_READ = 32
+READS_PER_PIECE = 256
 LOG_BYTES_MAX = 256 * 1024 * 1024
 """The digest is of one committed state, and while that is read the write-ahead log only grows."""
 _QUICK_CHECK = "PRAGMA quick_check({})"
@@ -181,7 +183,7 @@ class Scrub:
         for chunk in sorted(chunks):
             with engine.readers.lend() as reader, reader.database.reading():
                 found = chunk_check.check(reader, chunk, self._pause)
-                unfiltered = engine.filters.index.missing(reader.database, found.rows)
+                unfiltered = list(self._unfiltered(reader.database, found.rows))
             if found.unindexed:
                 engine.ledger.add_repaired(
                     f"{found.unindexed} passages could not be found by name; the index is rebuilt"
@@ -196,6 +198,11 @@ class Scrub:
                 engine.ledger.add_repaired(f"{len(unfiltered)} passages were missing from the metadata index")
                 engine.mend_metadata(unfiltered).result()
             yield
+
+    def _unfiltered(self, database: Database, rows: Sequence[Stored]) -> Iterator[int]:
+        for start in range(0, len(rows), PAUSE_ROWS):
+            yield from self._engine.filters.index.missing(database, rows[start : start + PAUSE_ROWS])
+            self._pause()
 
     def _relive(self, chunk: int) -> Future[None]:
         first = chunk * CHUNK_ROWS

@@ -247,11 +247,9 @@ def surroundings(rest: View, rows: int, codec: bytes | None) -> tuning.Surroundi
 
     def best(queries: NDArray[np.float32]) -> NDArray[np.float32]:
         scores = np.full((len(queries), 10), -np.inf, dtype=np.float32)
-        for start in range(0, len(queries), tuning.BLOCK):
-            block = queries[start : start + tuning.BLOCK]
-            for row, found in enumerate(view_search.search(rest, block, 10, exact=False), start):
-                held = found.scores[:10]
-                scores[row, : len(held)] = held
+        for row, found in enumerate(view_search.search(rest, queries, 10, exact=False)):
+            held = found.scores[:10]
+            scores[row, : len(held)] = held
         return scores
 
     return tuning.Surroundings(best, effort)

@@ -44,10 +44,12 @@ BETTER_STEPS = 3
 """Efforts tried beyond the first that suffices: more lists with fewer candidates may cost less."""
 BLOCK = 32
 """Probes searched at once: 20,000 candidates of each are 5 MiB."""
+AROUND = 16
+"""Probes searched for in the rest of the view between two pauses."""
 SCAN_NS, SCAN_BYTE_NS, CANDIDATE_NS, CANDIDATE_DIM_NS = 3.0, 0.3, 250.0, 0.4
 """Measured once with FastScan codes of 400,000 x 50 rows; only their ratio matters."""
 
-Pause = Callable[[], object]
+Pause = Callable[[], None]
 Vectors = NDArray[np.float16]
 
 
@@ -124,7 +126,7 @@ def measure(
     points: list[Point] = []
     known = 0 if surroundings is None else min(surroundings.effort, index.effort_max)
     if known:
-        points += at_effort(index, found, known)
+        points += at_effort(index, found, known, pause)
         pause()
         if any(point.recall_sure >= target for point in points):
             return settings_of(points, target)
@@ -132,7 +134,7 @@ def measure(
     for effort in efforts(index):
         if effort <= known:
             continue
-        points += at_effort(index, found, effort)
+        points += at_effort(index, found, effort, pause)
         pause()
         sufficed += any(point.recall_sure >= target for point in points)
         if sufficed > BETTER_STEPS:
@@ -194,7 +196,7 @@ def probes(vectors: Vectors, pause: Pause = lambda: None, surroundings: Surround
     noisy /= np.maximum(np.linalg.norm(noisy, axis=1, keepdims=True), np.float32(1e-12))
     queries = np.ascontiguousarray(np.concatenate([own, noisy]))
     pause()
-    scores, found = faiss_index.nearest_batch(queries, vectors, TRUTH_DEPTH + 1)
+    scores, found = faiss_index.nearest_batch(queries, vectors, TRUTH_DEPTH + 1, pause=pause)
     itself = np.zeros(found.shape, dtype=np.bool_)
     itself[:count] = found[:count] == places[::2, None]
     order = np.argsort(itself, axis=1, kind="stable")[:, : found.shape[1] - 1]
@@ -202,7 +204,11 @@ def probes(vectors: Vectors, pause: Pause = lambda: None, surroundings: Surround
     ten = scores[:, :10]
     if surroundings is not None:
         pause()
-        ten = -np.sort(-np.concatenate([ten, surroundings.best(queries)], axis=1), axis=1)[:, :10]
+        around = np.empty((0, 10), dtype=np.float32)
+        for start in range(0, len(queries), AROUND):
+            around = np.concatenate([around, surroundings.best(queries[start : start + AROUND])])
+            pause()
+        ten = -np.sort(-np.concatenate([ten, around], axis=1), axis=1)[:, :10]
     return Probes(
         queries,
         np.repeat(np.array([0, 1]), count),
@@ -212,12 +218,12 @@ def probes(vectors: Vectors, pause: Pause = lambda: None, surroundings: Surround
     )
 
 
-def at_effort(index: CandidateIndex, found: Probes, effort: int) -> list[Point]:
+def at_effort(index: CandidateIndex, found: Probes, effort: int, pause: Pause = lambda: None) -> list[Point]:
     """Every number of candidates at one effort, from one search: the rank of each neighbour among the candidates."""
     share = min(1.0, effort / index.lists) if index.kind.inverted else min(1.0, 16.0 * effort / index.rows)
     depth = effort if index.kind is Kind.HNSW else max(1_000, int(share * index.rows / 4))
     depth = min(depth, CANDIDATES_MAX, index.rows)
-    ranks = _ranks(index, found, effort, depth)
+    ranks = _ranks(index, found, effort, depth, pause)
     ten, hundred = min(10, found.neighbours.shape[1]), min(100, found.neighbours.shape[1])
     points = []
     good = found.scores >= np.maximum(found.scores[:, ten - 1 : ten], found.least) - scoring.MARGIN
@@ -250,7 +256,7 @@ def numbers(most: int) -> list[int]:
     return [*found, most]
 
 
-def _ranks(index: CandidateIndex, found: Probes, effort: int, depth: int) -> NDArray[np.int64]:
+def _ranks(index: CandidateIndex, found: Probes, effort: int, depth: int, pause: Pause) -> NDArray[np.int64]:
     """Rank of each exact neighbour among the candidates (n, neighbours); `depth` where it is not among them."""
     ranks = np.full(found.neighbours.shape, depth, dtype=np.int64)
     for start in range(0, len(found.queries), BLOCK):
@@ -261,6 +267,7 @@ def _ranks(index: CandidateIndex, found: Probes, effort: int, depth: int) -> NDA
             places = np.searchsorted(neighbours, candidates, sorter=order).clip(max=len(order) - 1)
             hits = np.flatnonzero(neighbours[order[places]] == candidates)
             ranks[row, order[places[hits]]] = hits
+        pause()
     return ranks
 
 

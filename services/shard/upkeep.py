@@ -23,13 +23,14 @@ _LOG = logger("shard")
 class Upkeep:
     """The thread. `wake()` after a commit that may have filled the delta."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, budget: CpuBudget | None = None) -> None:
+        """`budget`: what builds and checks ask; None: one of `shard.background_cpu`."""
         self._engine = engine
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._backoff = 0
         self._checkpointed = -1
-        self._budget = CpuBudget(engine.config.background_cpu)
+        self._budget = budget or CpuBudget(engine.config.background_cpu, give_way=engine.await_writer)
         self.scrub = Scrub(engine, self._budget.pause)
         self.builds = 0
         """Segments built since the start."""

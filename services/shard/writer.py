@@ -77,6 +77,8 @@ class Writer:
         self._queue_max = queue_max
         self._queue: SimpleQueue[PendingWrite | _Job | None] = SimpleQueue()
         self._waiting = 0
+        self.idle = threading.Event()
+        """Set while the thread waits for something to do."""
         self._lock = threading.Lock()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=f"writer-{name}", daemon=True)
@@ -110,9 +112,18 @@ class Writer:
         self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        finally:
+            self.idle.set()
+
+    def _serve(self) -> None:
         carried: _Job | None = None
         while True:
+            if carried is None and self._queue.empty():
+                self.idle.set()
             item = carried or self._queue.get()
+            self.idle.clear()
             carried = None
             if item is None:
                 return

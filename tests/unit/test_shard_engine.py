@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from services.shard import recount, sealing, search, segment
 from services.shard.damage import DamagedRowError
 from services.shard.engine import DATABASE_FILE, Engine, Hooks
 from services.shard.rows_reader import RowsReader
+from services.shard.rows_writer import RowsWriter
 from services.shard.store import Database, StoreError, StoreFullError
 from services.shard.upkeep import Upkeep
 from services.shard.writer import WriteReply
@@ -303,6 +305,21 @@ def test_superseded_rows_stay_for_running_searches_and_go_later(replica: Replica
     assert replica.engine.purge().result(10) == 2
     with replica.engine.readers.lend() as reader:
         assert len(reader.live_passages("a")) == 1
+
+
+def test_background_work_can_see_that_something_is_being_written(replica: Replica) -> None:
+    begun, released = threading.Event(), threading.Event()
+
+    def work(_: RowsWriter) -> None:
+        begun.set()
+        released.wait(10)
+
+    written = replica.engine.maintain(work)
+    assert begun.wait(10)
+    assert not replica.engine.await_writer(0)
+    released.set()
+    written.result(10)
+    assert replica.engine.await_writer(10)
 
 
 def test_the_write_queue_is_bounded(replica: Replica) -> None:

@@ -267,3 +267,6 @@ def test_exact_search_by_chunks(chunk: int, rows: int, count: int, seed: int) ->
     exact = queries @ vectors.astype(np.float32).T
     np.testing.assert_allclose(scores, -np.sort(-exact, axis=1)[:, :count], atol=1e-4)
     np.testing.assert_allclose(np.take_along_axis(exact, found, axis=1), scores, atol=1e-4)
+    pauses: list[None] = []
+    faiss_index.nearest_batch(queries, vectors, count, chunk, lambda: pauses.append(None))
+    assert len(pauses) == -(-rows // chunk)

@@ -289,4 +289,5 @@ def test_a_check_gives_way_within_its_pieces(pair: Pair) -> None:
     pauses: list[int] = []
     checking = Scrub(pair.mine.engine, lambda: pauses.append(checking.reading().pieces))
     checking.run_once()
-    assert max(pauses.count(piece) for piece in pauses) > DOCUMENTS * 2 // chunk_check.PAUSE_ROWS // 2
+    rows = DOCUMENTS * 2  # of one chunk: each is held against its head, and then against the metadata index
+    assert max(pauses.count(piece) for piece in pauses) >= 2 * (rows // chunk_check.PAUSE_ROWS)

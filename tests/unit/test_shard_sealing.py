@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from services.quorum.gtid import GtidSet
 from services.shard import faiss_index, scoring, sealing, view_search
 from services.shard.codecs import Codec, CodecRecord
-from services.shard.cpu_budget import BURST_S, CpuBudget, StoppedError
+from services.shard.cpu_budget import BURST_S, GIVE_WAY_S, CpuBudget, StoppedError
 from services.shard.delta import Delta
 from services.shard.engine import Engine
 from services.shard.sealing import Shared, due
@@ -115,6 +115,18 @@ def test_without_a_codec_the_delta_is_sealed_flat_and_encoded_when_there_is_one(
     again = due(flat, config(delta_rows_flush=FLUSH), Shared("c1"))
     assert again is not None
     assert (again.codec, again.replaced) == ("c1", ("s1",))
+
+
+def test_background_work_gives_way_whether_or_not_it_has_used_its_share() -> None:
+    given: list[float] = []
+    for share in (0.25, 1.0):
+        budget = CpuBudget(share, thread_s=lambda: 0.0, now_s=lambda: 0.0, give_way=given.append)
+        budget.begin()
+        budget.pause()
+        assert given == [GIVE_WAY_S]
+        budget.pause(urgent=True)
+        assert given == [GIVE_WAY_S], "what searches wait for gives way to nobody"
+        given.clear()
 
 
 def test_background_work_waits_for_its_share() -> None:

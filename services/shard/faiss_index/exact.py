@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from services.shard.faiss_index.library import Bitmap, Floats, Positions, contiguous, faiss
 
-CHUNK_ROWS = 16_384
+CHUNK_ROWS = 2_048
+"""12 ms for 256 queries of 384 dimensions. Of 16,384 rows the scores are out of the cache when they are looked through,
+at almost twice the time."""
 
 
 def nearest(query: Floats, vectors: Floats, count: int, alive: Bitmap | None) -> tuple[Floats, Positions]:
@@ -32,18 +34,26 @@ def nearest(query: Floats, vectors: Floats, count: int, alive: Bitmap | None) ->
 
 
 def nearest_batch(
-    queries: Floats, vectors: NDArray[np.float16] | Floats, count: int, chunk_rows: int = CHUNK_ROWS
+    queries: Floats,
+    vectors: NDArray[np.float16] | Floats,
+    count: int,
+    chunk_rows: int = CHUNK_ROWS,
+    pause: Callable[[], None] = lambda: None,
 ) -> tuple[Floats, Positions]:
     """Exact inner-product search of many queries (n, dim) over rows (m, dim), a chunk of rows in float32 at a time.
 
     Returns (scores, positions), both (n, min(count, m)), best first. BLAS computes a chunk for all queries at once,
-    n x chunk_rows float32.
+    n x chunk_rows float32; `pause` is called after each and may raise to end it.
     """
-    return merged(_chunks(contiguous(queries), vectors, count, chunk_rows), min(count, len(vectors)))
+    return merged(_chunks(contiguous(queries), vectors, count, chunk_rows, pause), min(count, len(vectors)))
 
 
 def _chunks(
-    queries: Floats, vectors: NDArray[np.float16] | Floats, count: int, chunk_rows: int
+    queries: Floats,
+    vectors: NDArray[np.float16] | Floats,
+    count: int,
+    chunk_rows: int,
+    pause: Callable[[], None],
 ) -> Iterable[tuple[Floats, Positions]]:
     for start in range(0, len(vectors), chunk_rows):
         rows = contiguous(vectors[start : start + chunk_rows])
@@ -51,6 +61,7 @@ def _chunks(
         # faiss.knn takes six times as long for 256 queries and a `count` of 129.
         found = np.sort(np.argpartition(scores, max(0, len(rows) - count), axis=1)[:, -min(count, len(rows)) :], axis=1)
         yield np.take_along_axis(scores, found, axis=1), found + start
+        pause()
 
 
 def merged(found: Iterable[tuple[Floats, Positions]], count: int) -> tuple[Floats, Positions]:
