@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 from collections import Counter
@@ -12,7 +13,7 @@ from tests.simulation.mutants import MUTANTS
 
 
 def main() -> int:
-    """Exit code 1 when a promise was broken."""
+    """Exit code 1 when a promise was broken. An interrupt ends it early, with the figures of the seeds so far."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seed", type=int, help="run this seed only")
     parser.add_argument("--seeds", type=int, default=100, help="how many seeds, spread over the configurations")
@@ -24,13 +25,14 @@ def main() -> int:
     parts = MUTANTS[chosen.mutant].parts if chosen.mutant else None
     results: list[Result] = []
     started = time.process_time()
-    for seed in seeds:
-        result = run(seed, chosen.config or CONFIGS[seed % len(CONFIGS)], parts)
-        results.append(result)
-        if result.violations:
-            print(f"{len(result.violations)} violations: {result.command()}", flush=True)
-            for violation in result.violations[: 20 if chosen.seed is not None else 2]:
-                print(f"    {violation.check}: {violation.text}", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        for seed in seeds:
+            result = run(seed, chosen.config or CONFIGS[seed % len(CONFIGS)], parts)
+            results.append(result)
+            if result.violations:
+                print(f"{len(result.violations)} violations: {result.command()}", flush=True)
+                for violation in result.violations[: 20 if chosen.seed is not None else 2]:
+                    print(f"    {violation.check}: {violation.text}", flush=True)
     bad = [result for result in results if result.violations]
     checks = Counter(violation.check for result in results for violation in result.violations)
     print(
