@@ -28,6 +28,7 @@ REPEATS_MAX = 3
 GIVE_UP_SHARE = 0.3
 """How often it is left at that instead."""
 _CONSISTENCY = {
+    Level.LINEARIZABLE: Consistency.LINEARIZABLE,
     Level.QUORUM: Consistency.QUORUM,
     Level.SESSION: Consistency.SESSION,
     Level.ONE: Consistency.ONE,
@@ -114,13 +115,13 @@ class ChaosClient:
         document_id = self._document()
         invoked_us, before = now_us(), self._situation.kind
         failure = ""
-        level = self._random.choice((Consistency.QUORUM, Consistency.LINEARIZABLE))
+        level = self._random.choice((Level.QUORUM, Level.LINEARIZABLE))
         try:
-            result = await self._client.get([document_id], consistency=level)
+            result = await self._client.get([document_id], consistency=_CONSISTENCY[level])
         except OstrakaError as error:
             failure = f"get {type(error).__name__} {error.message}"
         else:
-            self._recorder.looked_up(self._session, document_id, invoked_us, result.passages)
+            self._recorder.looked_up(level, self._session, document_id, invoked_us, result.passages)
         self._calls.add(before, self._situation.kind, failure)
         return not failure
 

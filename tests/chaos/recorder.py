@@ -87,12 +87,14 @@ class Recorder:
         self.history.searches.append(Search(level, session, query, k, invoked_us, now_us(), tuple(found)))
         self.quorum_searches += level is Level.QUORUM
 
-    def looked_up(self, session: int, document_id: str, invoked_us: int, passages: Iterable[Passage]) -> None:
-        """A quorum read of one document. It has no ranking: the checker gets one."""
+    def looked_up(
+        self, level: Level, session: int, document_id: str, invoked_us: int, passages: Iterable[Passage]
+    ) -> None:
+        """A read of one document at QUORUM or LINEARIZABLE. It has no ranking: the checker gets one."""
         hits = sorted(
             map(_hit, passages), key=lambda hit: self.corpus.rank(0, hit.document_id, hit.ordinal, hit.content)
         )
-        search = Search(Level.QUORUM, session, 0, EVERYTHING, invoked_us, now_us(), tuple(hits), document_id)
+        search = Search(level, session, 0, EVERYTHING, invoked_us, now_us(), tuple(hits), document_id)
         self.history.searches.append(search)
 
     def settle(

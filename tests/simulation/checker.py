@@ -6,6 +6,8 @@
 - C3   a write invoked after another was acknowledged has the higher version.
 - C4   after healing, voters are equal and hold every acknowledged write; equal applied sets mean equal content always.
 - C5   nothing is found that was not written.
+- C6   lookups at LINEARIZABLE and writes have one order that agrees with real time: what such a lookup returned counts
+       as acknowledged from then on, for every later read and write. Versions are visible, so this is all of it.
 - C7   a result never mixes two versions of a document, and shows all of its passages that rank high enough.
 """
 
@@ -37,7 +39,8 @@ def check(history: History, order: Rank = rank) -> list[Violation]:
             documents[write.document_id].append(write)
     for writes in documents.values():
         writes.sort(key=lambda write: write.version or Version.ZERO)
-    acked = {document_id: _AckedFloor(writes) for document_id, writes in documents.items()}
+    returned = _returned(history.searches)
+    acked = {document_id: _AckedFloor(writes, returned[document_id]) for document_id, writes in documents.items()}
     sessions = _SessionFloors(history.writes)
     found: list[Violation] = []
     for search in sorted(history.searches, key=lambda search: search.returned_us):
@@ -48,13 +51,21 @@ def check(history: History, order: Rank = rank) -> list[Violation]:
     return found
 
 
-class _AckedFloor:
-    """The newest version of one document acknowledged before a moment."""
+def _returned(searches: Iterable[Search]) -> Mapping[str, list[tuple[int, Version]]]:
+    """When a lookup at LINEARIZABLE returned which version, by document."""
+    found: dict[str, list[tuple[int, Version]]] = defaultdict(list)
+    for search in searches:
+        if search.level is Level.LINEARIZABLE and search.hits:
+            found[search.hits[0].document_id].append((search.returned_us, search.hits[0].version))
+    return found
 
-    def __init__(self, writes: Sequence[Write]) -> None:
-        acked = sorted(
-            (write.acked_us, write.version) for write in writes if write.acked_us is not None and write.version
-        )
+
+class _AckedFloor:
+    """The newest version of one document acknowledged, or returned at LINEARIZABLE, before a moment."""
+
+    def __init__(self, writes: Sequence[Write], returned: Iterable[tuple[int, Version]]) -> None:
+        written = [(write.acked_us, write.version) for write in writes if write.acked_us is not None and write.version]
+        acked = sorted([*written, *returned])
         self._times = [at for at, _ in acked]
         self._highest: list[Version] = []
         for _, version in acked:
@@ -109,7 +120,7 @@ def _check_search(
         yield Violation("C5", f"{label}: {document_id} was never written or not asked for")
     for document_id in asked:
         writes = documents[document_id]
-        if search.level is Level.QUORUM:
+        if search.level in (Level.QUORUM, Level.LINEARIZABLE):
             floor = acked[document_id].before(search.invoked_us)
         elif search.level is Level.SESSION:
             floor = sessions.floor(search.session, document_id, search.invoked_us)
@@ -128,10 +139,10 @@ def _check_document(
     label: str,
     order: Rank,
 ) -> Iterator[Violation]:
-    stale = "C2" if search.level is Level.SESSION else "C1"
+    stale = {Level.SESSION: "C2", Level.LINEARIZABLE: "C6"}.get(search.level, "C1")
     if not hits:
         if floor > Version.ZERO and not _may_be_absent(search, writes, floor, cutoff, order):
-            yield Violation("C1'" if stale == "C1" else "C2", f"{label}: missing, although at least {floor} was owed")
+            yield Violation("C1'" if stale == "C1" else stale, f"{label}: missing, although at least {floor} was owed")
         return
     versions = {hit.version for hit in hits}
     if len(versions) > 1:

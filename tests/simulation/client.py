@@ -113,10 +113,13 @@ class Client:
         query, k = random.getrandbits(32), random.choice((2, 5, 1_000))
         require = {
             Level.QUORUM: None,
+            Level.LINEARIZABLE: None,
             Level.SESSION: decode_session(self._token).get(KEY, GtidSet.EMPTY),
             Level.ONE: GtidSet.EMPTY,
-        }[level]
+        }
         only = random.choice(self._documents) if random.random() < 0.2 else None
+        if only is not None and level is Level.QUORUM and random.random() < 0.5:
+            level, k = Level.LINEARIZABLE, 1_000
         operation, invoked_us = self._operation, self._timeline.now_us
 
         def done(result: tuple[GtidSet, tuple[Hit, ...]] | None) -> None:
@@ -130,4 +133,5 @@ class Client:
                 self._remember(seen)
             self.next()
 
-        Searching(router, query, k, require, done, only).begin()
+        linearizable = level is Level.LINEARIZABLE
+        Searching(router, query, k, require[level], done, only, linearizable=linearizable).begin()

@@ -94,6 +94,20 @@ class Stage:
         self.run(LONG_US)
         return len(self.history.searches) > answers
 
+    def look_up(self, router: SimRouter, document_id: str) -> bool:
+        """A lookup at LINEARIZABLE, to its end; whether there was an answer."""
+        invoked_us, answers = self.timeline.now_us, len(self.history.searches)
+
+        def done(result: tuple[GtidSet, tuple[Hit, ...]] | None) -> None:
+            if result is not None:
+                now_us, hits = self.timeline.now_us, result[1]
+                search = Search(Level.LINEARIZABLE, 99, 1, 1_000, invoked_us, now_us, hits, document_id)
+                self.history.searches.append(search)
+
+        Searching(router, 1, 1_000, None, done, document_id, linearizable=True).begin()
+        self.run(LONG_US)
+        return len(self.history.searches) > answers
+
     def tell(self, *hosts: SimReplica | SimRouter) -> None:
         """They read the record now."""
         for host in hosts:
@@ -245,6 +259,24 @@ def written_after_the_fence(parts: Parts) -> list[Violation]:
     stage.run(LONG_US)
     stage.cut("q1", ["r1"])
     stage.search(new)
+    return stage.violations()
+
+
+def looked_up_twice(parts: Parts) -> list[Violation]:
+    """A write reached one voter alone; a lookup that hears of it is followed by one that does not reach that voter."""
+    stage = Stage(parts)
+    old, new = stage.routers
+    assert _acked(stage, stage.write(new, "doc"))
+    stage.cut("r0", ["r1", "r2"])
+    stage.cut("q0", ["r1", "r2"])
+    _begin_with_version(stage, old, ahead_ms=0)
+    stage.run(LONG_US)
+    stage.cut("q1", ["r2"])
+    for _ in range(4):
+        stage.look_up(new, "doc")
+    stage.cut("q1", ["r0"])
+    stage.join("q1", ["r2"])
+    assert stage.look_up(new, "doc")
     return stage.violations()
 
 
@@ -418,6 +450,7 @@ SCHEDULES: tuple[Schedule, ...] = (
     fence_between_receipt_and_commit,
     fenced_one_of_two,
     written_after_the_fence,
+    looked_up_twice,
     acknowledged_by_a_removed_voter,
     acknowledged_before_the_disk_was_lost,
     a_router_two_epochs_behind,

@@ -12,6 +12,8 @@ from services.quorum.clock import Version
 class Level(Enum):
     """What a search promises."""
 
+    LINEARIZABLE = "LINEARIZABLE"
+    """Lookups of one document only."""
     QUORUM = "QUORUM"
     SESSION = "SESSION"
     ONE = "ONE"

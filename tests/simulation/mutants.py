@@ -137,6 +137,13 @@ class NoClockRound(SimRouter):
         return 0
 
 
+class NoWriteBack(SimRouter):
+    """Returns what a LINEARIZABLE lookup found although fewer than W voters may hold it."""
+
+    def held_by(self, members: Members) -> int:
+        return 0
+
+
 class OneAckFewer(SimRouter):
     """Acknowledges a write when one voter fewer than W has it."""
 
@@ -436,6 +443,7 @@ MUTANTS: dict[str, Mutant] = {
     "pull-without-covering": Mutant(Parts(replica=PullWithoutCovering), 10),
     "arrival-wins": Mutant(Parts(replica=ArrivalWins), 5),
     "no-clock-round": Mutant(Parts(router=NoClockRound), 5),
+    "no-write-back": Mutant(Parts(router=NoWriteBack), schedule=directed.looked_up_twice),
     "one-ack-fewer": Mutant(Parts(router=OneAckFewer), 10),
     "require-nothing": Mutant(Parts(router=RequireNothing), 5),
     "silent-not-counted": Mutant(Parts(router=SilentNotCounted), 10),

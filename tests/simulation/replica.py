@@ -29,6 +29,8 @@ SETTLE_US = 10 * MS
 CALL_US = 60 * MS
 BATCHES_PER_COMMIT = 8
 DOCUMENTS_PER_BUNDLE = 2
+COVER_US = 10 * MS
+COVER_TRIES = 5
 KEEP_MS = 100
 """How old an operation must be to be forgotten: so little that only the cut and the floor protect anything."""
 FORGET_OPS = 6
@@ -49,6 +51,8 @@ class Found:
     hlc_max: int
     hits: tuple[Hit, ...]
     epoch: int
+    batches: GtidSet = GtidSet.EMPTY
+    """Of a lookup: the batches that wrote what was found, as far as they are remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,8 +389,25 @@ class SimReplica(Host):
             key=lambda ranked: ranked[0],
         )
         found = tuple(Hit(row.document_id, row.ordinal, row.version, row.vector) for _, row in hits)
+        batches = GtidSet.EMPTY
+        if query.only is not None and query.only in view.live:
+            version, _ = view.live[query.only]
+            batches = GtidSet.of(*self.durable.ops_of_version(version, query.only))
         delay_us = self.timeline.random.randint(100, 1_500)
-        self.later(delay_us, lambda: answer(Found(ReplicaStatus.OK, self.announced(view), hlc_max, found, view.epoch)))
+        self.later(
+            delay_us, lambda: answer(Found(ReplicaStatus.OK, self.announced(view), hlc_max, found, view.epoch, batches))
+        )
+
+    def on_cover(self, require: GtidSet, epoch: int, answer: Answer, tries: int = COVER_TRIES) -> None:
+        """A reader wants to know that this voter holds `require` durably; it pulls what it lacks."""
+        status = self.core.epoch_status(epoch)
+        missing = self.core.missing(require)
+        if status is not ReplicaStatus.OK or not missing or not tries:
+            answer(status if status is not ReplicaStatus.OK or not missing else ReplicaStatus.NOT_COVERED)
+            return
+        for peer in self.peers:
+            self.pull(peer, missing)
+        self.later(COVER_US, lambda: self.on_cover(require, epoch, answer, tries - 1))
 
     def announced(self, view: View) -> GtidSet:
         """The applied set that goes with an answer: that of the view it was read from."""

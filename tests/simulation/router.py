@@ -98,6 +98,10 @@ class SimRouter(Host):
         """What counts the acknowledgements of a batch."""
         return WriteRound(members, batch)
 
+    def held_by(self, members: Members) -> int:
+        """How many voters must hold what a LINEARIZABLE lookup returns."""
+        return members.write_quorum
+
     def version_floor(self, round_: SummaryRound) -> int:
         """The clock reading that a new version must exceed."""
         return round_.hlc_max()

@@ -28,11 +28,21 @@ class Searching:
     """A search at QUORUM (`require` None), or of a view that contains `require`; of one document if `only` is given."""
 
     def __init__(
-        self, router: SimRouter, query: int, k: int, require: GtidSet | None, done: Done, only: str | None = None
+        self,
+        router: SimRouter,
+        query: int,
+        k: int,
+        require: GtidSet | None,
+        done: Done,
+        only: str | None = None,
+        *,
+        linearizable: bool = False,
     ) -> None:
+        """`linearizable`: what a lookup finds is held by W voters before it is returned (Attiya, Bar-Noy and Dolev)."""
         self._router = router
         self._query, self._k, self._only = query, k, only
         self._require = require
+        self._linearizable = linearizable
         self._done = done
         self._ended = False
         self._ticket: int | None = None
@@ -55,7 +65,7 @@ class Searching:
         order = [*members.voters, *self._router.learners]
         self._router.timeline.random.shuffle(order)
         self._search = QuorumSearch(members, tuple(order), self._require)
-        self._found: list[tuple[GtidSet, tuple[Hit, ...]]] = []
+        self._found: list[Found] = []
         if self._require is None:
             self._search.round = self._router.new_round(members)
         search = self._search
@@ -107,12 +117,12 @@ class Searching:
         if index is not None:
             assert found.status is ReplicaStatus.OK
             assert index == len(self._found)
-            self._found.append((found.applied, found.hits))
+            self._found.append(found)
 
     def _go_on(self) -> None:
         decision = self._search.decide()
         if isinstance(decision, Accept):
-            self._finish(self._found[decision.answer])
+            self._accept(self._found[decision.answer])
         elif isinstance(decision, Leg):
             self._leg(decision)
         elif isinstance(decision, FreshRound):
@@ -122,6 +132,35 @@ class Searching:
             self._join()
         elif isinstance(decision, Unavailable):
             self._again()
+
+    def _accept(self, found: Found) -> None:
+        if self._linearizable:
+            self._leave()
+            self._write_back(found)
+        else:
+            self._finish((found.applied, found.hits))
+
+    def _write_back(self, found: Found) -> None:
+        """Return what was found once W voters hold it; the deadline ends it otherwise."""
+        router, members = self._router, self._search.members
+        self._search = QuorumSearch(members, members.voters, GtidSet.EMPTY)  # late legs mean nothing now
+        holding: set[str] = set()
+
+        def landed(name: str, status: ReplicaStatus | None) -> None:
+            if status is ReplicaStatus.OK:
+                holding.add(name)
+            if len(holding) >= router.held_by(members):
+                self._finish((found.applied, found.hits))
+
+        for voter in members.voters:
+            name, target = voter.replica_id, router.replicas[voter.replica_id]
+            router.network.call(
+                router,
+                target,
+                lambda reply, target=target: target.on_cover(found.batches, members.epoch, reply),  # type: ignore[misc]
+                lambda status, name=name: landed(name, status),  # type: ignore[misc]
+                LEG_US,
+            )
 
     def _again(self) -> None:
         """Nothing more to be had of these members; wait for a record that names others, if this one may be old."""

@@ -159,6 +159,21 @@ def half_a_document(history: History) -> None:
     history.searches.append(search(hits_of(new(), other())[1:], level=Level.ONE))
 
 
+def lookup_goes_back(history: History) -> None:
+    """The second of two lookups shows what was acknowledged, though the first returned something newer."""
+    maybe = Write("b", contents("b", "maybe", 1), 2, 350, version(30), None)
+    history.writes.append(maybe)
+    for hits, at_us in ((hits_of(maybe), 400), (hits_of(other()), 500)):
+        history.searches.append(replace(search(hits, level=Level.LINEARIZABLE, at_us=at_us), only="b"))
+
+
+def written_below_a_lookup(history: History) -> None:
+    """A write that began after a lookup returned is ordered before what the lookup returned."""
+    maybe = Write("b", contents("b", "maybe", 1), 2, 350, version(30), None)
+    history.writes += [maybe, Write("b", contents("b", "late", 1), 3, 600, version(25), None)]
+    history.searches.append(replace(search(hits_of(maybe), level=Level.LINEARIZABLE, at_us=400), only="b"))
+
+
 @pytest.mark.parametrize(
     ("spoil", "name"),
     [
@@ -180,6 +195,8 @@ def half_a_document(history: History) -> None:
         (doubled_hit, "C5"),
         (lookup_finds_nothing, "C1'"),
         (lookup_of_another, "C5"),
+        (lookup_goes_back, "C6"),
+        (written_below_a_lookup, "C3"),
         (versions_mixed, "C7"),
         (half_a_document, "C7"),
     ],
