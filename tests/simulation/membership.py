@@ -276,8 +276,8 @@ def _majorities(voters: int) -> tuple[int, int]:
     return voters + 1 - majority, majority
 
 
-def members_record(config: str) -> ShardRecord:
+def members_record(config: str, kind: type[Membership] = Membership) -> ShardRecord:
     """Voters r0, r1 ... of "N/R/W" in their first epoch."""
     voters, read, write = (int(part) for part in config.split("/"))
     refs = tuple(ReplicaRef(f"r{number}", f"r{number}") for number in range(voters))
-    return ShardRecord(1, ShardState.ACTIVE, Membership(refs, (), read, write))
+    return ShardRecord(1, ShardState.ACTIVE, kind(refs, (), read, write))

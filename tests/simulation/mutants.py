@@ -11,7 +11,7 @@ from services.quorum.gtid import Gtid, GtidSet
 from services.quorum.members import Members, ReplicaRef
 from services.quorum.replica import Forgotten, ReplicaCore, ReplicaRows, ReplicaStore, Summary
 from services.quorum.rows import DocumentState, Op, PullBundle, WriteBatch
-from services.quorum.shard_record import ShardRecord, ShardState
+from services.quorum.shard_record import Membership, ShardRecord, ShardState
 from services.quorum.stable_cut import StableCut
 from services.quorum.status import ReplicaStatus
 from services.quorum.summary import SummaryRound
@@ -20,6 +20,7 @@ from tests.simulation import directed
 from tests.simulation.cluster import Parts
 from tests.simulation.controlling import SimController
 from tests.simulation.directed import Schedule
+from tests.simulation.membership import members_record
 from tests.simulation.memory_store import DurableRows, Transaction
 from tests.simulation.record_store import RecordStore
 from tests.simulation.replica import Answer, Job, SimReplica, View
@@ -405,6 +406,15 @@ class OldSnapshot(SimReplica):
         super().follow(store, record, world)
 
 
+class _WeakMembership(Membership):
+    def __post_init__(self) -> None:
+        """Accepts quorums that do not intersect."""
+
+
+def _weak_record(config: str) -> ShardRecord:
+    return members_record(config, _WeakMembership)
+
+
 @dataclass(frozen=True, slots=True)
 class Mutant:
     """A broken protocol, and within how many seeds it must be noticed: several times what it took when it was added.
@@ -468,8 +478,12 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "joins-at-once": Mutant(Parts(replica=JoinsAtOnce), 60),
     "old-snapshot": Mutant(Parts(replica=OldSnapshot), schedule=directed.a_snapshot_older_than_a_forgotten_delete),
-    "read-one-of-three": Mutant(Parts(config="3/1/2"), 5, "Reads one voter of three, writes two: R + W = N."),
-    "read-two-of-five": Mutant(Parts(config="5/2/3"), 10, "Reads two voters of five, writes three: R + W = N."),
+    "read-one-of-three": Mutant(
+        Parts(config="3/1/2", record=_weak_record), 5, "Reads one voter of three, writes two: R + W = N."
+    ),
+    "read-two-of-five": Mutant(
+        Parts(config="5/2/3", record=_weak_record), 10, "Reads two voters of five, writes three: R + W = N."
+    ),
 }
 MUTANT_CONFIG = "3/2/2"
 """What mutants run in that do not bring their own."""
