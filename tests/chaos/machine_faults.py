@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import random
 from dataclasses import dataclass
 from typing import Self
@@ -12,6 +12,7 @@ from tests.chaos.net_mesh import DISK_NODE, RESERVE_BYTES, ROUTERS, NetMesh, fre
 
 CLOCK_OFFSETS = ("+2s", "-2s", "+3600s")
 _BALLAST = "ballast"
+_PIECE = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +34,10 @@ class DiskFull(Fault):
         return frozenset({DISK_NODE})
 
     async def begin(self, mesh: NetMesh) -> None:
-        size = free_bytes(mesh.disk_dir) - self.left_bytes
-        with (mesh.disk_dir / _BALLAST).open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
+        # The node writes meanwhile, so what was free a moment ago may not be.
+        with (mesh.disk_dir / _BALLAST).open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while (room := free_bytes(mesh.disk_dir) - self.left_bytes) > 0:
+                file.write(bytes(min(room, _PIECE)))
 
     async def end(self, mesh: NetMesh) -> None:
         (mesh.disk_dir / _BALLAST).unlink()
