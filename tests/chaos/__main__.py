@@ -34,7 +34,10 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument(
-        "--volume", type=float, default=1.0, help="share of 5,000 rows and 5,000 searches in 3 minutes that must be had"
+        "--volume",
+        type=float,
+        default=1.0,
+        help="share of 5,000 rows and 5,000 searches in 3 minutes that must be had; below 1 time limits are not judged",
     )
     parser.add_argument("--inside", type=Path, default=None, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -14,7 +14,7 @@ from tests.chaos.actions import possible
 from tests.chaos.clients import CLIENTS, ChaosClient
 from tests.chaos.corpus import Corpus
 from tests.chaos.final_state import read_disks
-from tests.chaos.nemesis import GIVEN_UP_AFTER_S, Healed, disturb
+from tests.chaos.nemesis import CONVERGED_WITHIN_S, GIVEN_UP_AFTER_S, Healed, disturb
 from tests.chaos.net_mesh import NetMesh
 from tests.chaos.observer import Observer
 from tests.chaos.recorder import Recorder
@@ -40,7 +40,8 @@ class Outcome:
 
 
 async def run(directory: Path, seed: int, minutes: float, volume: float) -> Outcome:
-    """`volume`: the share of PER_MINUTE_MIN that is asked for.
+    """`volume`: the share of PER_MINUTE_MIN that is asked for. Below 1 the machine has other work, too, and what takes
+    longer than it should is printed, not held against the mesh.
 
     Raises OSError when the network cannot be made, SupervisorError when a process does not start.
     """
@@ -54,10 +55,11 @@ async def run(directory: Path, seed: int, minutes: float, volume: float) -> Outc
             ChaosClient(session, await mesh.client(*mesh.router_addresses), recorder, situation, calls, seed)
             for session in range(CLIENTS)
         ]
-        healed = await _under_traffic(mesh, clients, observer, situation, seed, minutes)
+        within_s = CONVERGED_WITHIN_S if volume >= 1 else GIVEN_UP_AFTER_S
+        healed = await _under_traffic(mesh, clients, observer, situation, seed, minutes, within_s)
         await observer.close()
         killed = await mesh.stop()
-        outcome = _judge(mesh, recorder, calls, healed, volume * minutes * PER_MINUTE_MIN)
+        outcome = _judge(mesh, recorder, calls, healed, minutes, volume)
         outcome.problems += observer.problems[:SHOWN]
         outcome.problems += [f"{name} did not stop within its drain" for name in killed]
         sound = not outcome.problems
@@ -74,12 +76,13 @@ async def _under_traffic(
     situation: Situation,
     seed: int,
     minutes: float,
+    within_s: float,
 ) -> Healed:
     hold_s_max = SHORT_RUN_HOLD_S if minutes < SHORT_RUN_MINUTES else float("inf")
     async with _beside(*(client.run() for client in clients), observer.run()) as failed:
         until_s = time.monotonic() + 60 * minutes
         plan = episodes(seed, possible(), hold_s_max)
-        nemesis = asyncio.create_task(disturb(mesh, plan, situation, observer, clients, until_s))
+        nemesis = asyncio.create_task(disturb(mesh, plan, situation, observer, clients, until_s, within_s))
         try:
             await asyncio.wait((nemesis, failed), return_when=asyncio.FIRST_COMPLETED)
             if failed.done():
@@ -112,7 +115,8 @@ async def _beside(*work: Awaitable[None]) -> AsyncIterator[asyncio.Task[None]]:
             await task
 
 
-def _judge(mesh: NetMesh, recorder: Recorder, calls: Calls, healed: Healed, least: float) -> Outcome:
+def _judge(mesh: NetMesh, recorder: Recorder, calls: Calls, healed: Healed, minutes: float, volume: float) -> Outcome:
+    least = volume * minutes * PER_MINUTE_MIN
     disks = read_disks(mesh.config)
     recorder.settle(disks.keyed, disks.stored)
     recorder.history.final = disks.replicas
@@ -120,7 +124,7 @@ def _judge(mesh: NetMesh, recorder: Recorder, calls: Calls, healed: Healed, leas
     outcome = Outcome([f"{violation.check}: {violation.text}" for violation in violations])
     outcome.problems += recorder.problems[:SHOWN] + healed.problems
     share = calls.share(ONE_VOTER_DOWN)
-    if share < AVAILABLE_MIN:
+    if volume >= 1 and share < AVAILABLE_MIN:
         outcome.problems.append(f"with one voter down {share:.2%} of QUORUM calls succeeded, not {AVAILABLE_MIN:.0%}")
     for what, count in (("rows", recorder.rows_acked), ("searches", recorder.quorum_searches)):
         if count < least:

@@ -280,6 +280,27 @@ def looked_up_twice(parts: Parts) -> list[Violation]:
     return stage.violations()
 
 
+def asked_before_and_answered_after(parts: Parts) -> list[Violation]:
+    """A voter's summary is on its way while a write is acknowledged; then a search begins that could ride along."""
+    found: list[Violation] = []
+    for seed in range(40):  # which voter is searched, and how late the summary is, is drawn
+        stage = Stage(parts, seed)
+        writer, reader = stage.routers
+        assert _acked(stage, stage.write(writer, "doc"))
+        stage.cut("r2", ["q0", "r0", "r1"])
+        stage.cut("q1", ["r0"])
+        stage.network.late_us["r1"] = 45 * MS
+        Searching(reader, 1, 1_000, None, lambda result: None).begin()
+        stage.run(2 * MS)
+        stage.network.late_us.clear()
+        write = stage.write(writer, "doc")
+        stage.run(12 * MS)
+        if write.acked_us is not None:
+            stage.search(reader)
+        found += stage.violations()
+    return found
+
+
 def acknowledged_by_a_removed_voter(parts: Parts) -> list[Violation]:
     """One voter applies a batch and is replaced before anybody else hears of it; the router then asks its successor."""
     stage = Stage(parts)
@@ -451,6 +472,7 @@ SCHEDULES: tuple[Schedule, ...] = (
     fenced_one_of_two,
     written_after_the_fence,
     looked_up_twice,
+    asked_before_and_answered_after,
     acknowledged_by_a_removed_voter,
     acknowledged_before_the_disk_was_lost,
     a_router_two_epochs_behind,

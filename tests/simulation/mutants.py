@@ -457,7 +457,7 @@ MUTANTS: dict[str, Mutant] = {
     "one-ack-fewer": Mutant(Parts(router=OneAckFewer), 10),
     "require-nothing": Mutant(Parts(router=RequireNothing), 5),
     "silent-not-counted": Mutant(Parts(router=SilentNotCounted), 10),
-    "old-summary": Mutant(Parts(router=OldSummary), 200),
+    "old-summary": Mutant(Parts(router=OldSummary), schedule=directed.asked_before_and_answered_after),
     "no-catch-up": Mutant(Parts(controller=NoCatchUp), 150),
     "fence-one": Mutant(Parts(controller=FenceOne), schedule=directed.fenced_one_of_two),
     "fence-forgotten": Mutant(Parts(replica=FenceForgotten), schedule=directed.written_after_the_fence),
