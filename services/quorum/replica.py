@@ -26,6 +26,9 @@ from services.quorum.gtid import Gtid, GtidSet
 from services.quorum.rows import DocumentState, HeadRow, Op, PassageRow, PullBundle, WriteBatch
 from services.quorum.status import ReplicaStatus
 
+OPS_MAX = 1_024
+"""Batches in one bundle of a pull, about: the asker gives a peer up that sends nothing for a few seconds."""
+
 
 class ReplicaRows(Protocol):
     """A replica's rows for reading, all of one committed state or of the transaction under way."""
@@ -334,7 +337,8 @@ class ReplicaCore:
     def pull(
         self, want: GtidSet, store: ReplicaRows, documents_max: int = 256, have: GtidSet = GtidSet.EMPTY
     ) -> Iterator[PullBundle]:
-        """What this replica has of `want`, as self-contained bundles of about `documents_max` documents.
+        """What this replica has of `want`, as self-contained bundles of about `documents_max` documents and OPS_MAX
+        batches: few documents may have been written by very many.
 
         `store` must be one committed state, at least as new as the published one. A batch whose documents were
         replaced since is answered with their current state, never with a head without its passages; the batches that
@@ -348,7 +352,7 @@ class ReplicaCore:
             if gtid in covered:
                 continue
             bundle.add(gtid)
-            if len(bundle.documents) >= documents_max:
+            if len(bundle.documents) >= documents_max or len(bundle.ops) >= OPS_MAX:
                 yield bundle.build(hlc_max)
                 covered = covered.union(GtidSet.of(*bundle.ops))
                 bundle = _Closure(store, applied, have)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ostraka.v1 import shard_pb2
 from services.quorum.clock import Version, pack
 from services.quorum.gtid import Gtid, GtidSet
-from services.quorum.replica import ReplicaCore, ReplicaLimits
+from services.quorum.replica import OPS_MAX, ReplicaCore, ReplicaLimits
 from services.quorum.rows import HeadRow, PassageRow, PullBundle, WriteBatch
 from services.quorum.status import ReplicaStatus
 from tests.simulation.memory_store import DurableRows, Transaction
@@ -182,6 +182,21 @@ def test_pull_follows_documents_that_shared_a_batch() -> None:
     (smaller,) = sender.core.pull(GtidSet.of(Gtid(1, 1)), sender.rows, have=GtidSet.of(Gtid(1, 2), Gtid(1, 3)))
     assert smaller.covers == GtidSet.of(Gtid(1, 1))
     assert [document_.head.document_id for document_ in smaller.documents] == ["a"]
+
+
+def test_one_document_written_very_often_comes_in_bundles_of_bounded_size() -> None:
+    replica, other = Replica(), Replica()
+    count = 2 * OPS_MAX + 10
+    for seq in range(1, count + 1):
+        replica.apply(document(seq, "doc", seq, 1))
+    bundles = list(replica.core.pull(replica.core.applied, replica.rows))
+    assert len(bundles) == 3
+    assert max(len(bundle.ops) for bundle in bundles) <= OPS_MAX, "nor more than is sent in a few seconds"
+    other.merge(bundles[0])
+    assert len(other.core.applied) >= OPS_MAX, "every bundle is progress"
+    for bundle in bundles[1:]:
+        other.merge(bundle)
+    assert other.everything() == replica.everything()
 
 
 def test_pull_of_unknown_batches_is_empty() -> None:
