@@ -33,8 +33,8 @@ SUMMARY_TIMEOUT_S = 1.0
 # every operation would pay for a call to a node that is known to be dead.
 REFUSED_S = 0.03
 # A rest is this share of what a search leg takes, and never longer than the second.
-PAUSE_SHARE = 0.25
-PAUSE_S_MAX = 0.02
+PAUSE_SHARE = 0.5
+PAUSE_S_MAX = 0.05
 
 Told = dict[int, Summary]
 Listener = Callable[[str, Told | None], None]
