@@ -111,6 +111,12 @@ class ReplicaState:
     memory: tuple[MemoryPart, ...]
     health: IndexHealth
     lexical_statistics_age_ms: int
+    epoch: int
+    """Of the members that the replica knows."""
+    learner: bool
+    """Without a vote."""
+    frozen: bool
+    """Quorum operations wait for the end of a change of members."""
 
     @property
     def memory_bytes(self) -> int:
@@ -140,6 +146,9 @@ class ReplicaState:
             memory=tuple(MemoryPart(part.part, part.bytes, part.mapped) for part in r.memory),
             health=IndexHealth.from_proto(r.health),
             lexical_statistics_age_ms=r.lexical_statistics_age_ms,
+            epoch=r.epoch,
+            learner=r.learner,
+            frozen=r.frozen,
         )
 
 
@@ -197,13 +206,14 @@ class MeshStatus:
         )
 
     def converged(self, collection: str) -> bool:
-        """Every node is reachable and all replicas of each shard have applied the same write batches."""
+        """Every node is reachable and all replicas of each shard, learners too, have applied the same write batches."""
         view = next((c for c in self.collections if c.collection == collection), None)
         if view is None or not all(node.reachable for node in self.nodes):
             return False
         for shard in range(view.shards):
             replicas = self.replicas(collection, shard)
-            if len(replicas) != view.replicas or any(r.applied != replicas[0].applied for r in replicas):
+            voters = sum(not replica.learner for replica in replicas)
+            if voters != view.replicas or any(r.applied != replicas[0].applied for r in replicas):
                 return False
         return True
 

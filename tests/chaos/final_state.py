@@ -13,6 +13,7 @@ from services.runtime.config import Config
 from services.shard import schema
 from services.shard.engine import DATABASE_FILE
 from services.shard.store import Database
+from tests.chaos.recorder import Stored
 from tests.simulation.history import FinalReplica
 
 _PASSAGES = "SELECT document, ordinal, hlc, src, payload FROM passages"
@@ -25,8 +26,8 @@ class Disks:
     replicas: list[FinalReplica] = field(default_factory=list)
     keyed: dict[tuple[str, str], frozenset[Version]] = field(default_factory=dict)
     """(document, idempotency key) to every version that was written under it."""
-    stored: list[tuple[str, bytes, Version]] = field(default_factory=list)
-    """(document, content, version) of every passage, superseded ones included."""
+    stored: list[Stored] = field(default_factory=list)
+    """Every passage, superseded ones included."""
 
 
 def read_disks(config: Config) -> Disks:
@@ -61,7 +62,7 @@ def _read_rows(
     database: Database,
     heads: dict[str, Version],
     live: set[tuple[str, Version, tuple[bytes, ...]]],
-    stored: list[tuple[str, bytes, Version]],
+    stored: list[Stored],
 ) -> None:
     contents: dict[tuple[str, Version], dict[int, bytes]] = defaultdict(dict)
     for document_id, ordinal, hlc, source, payload in database.rows(_PASSAGES):

@@ -14,6 +14,8 @@ from services.quorum.clock import Version
 from tests.chaos.corpus import Corpus
 from tests.simulation.history import History, Hit, Level, Search, Write
 
+Stored = tuple[str, bytes, Version]
+"""Document, content and version of a passage."""
 EVERYTHING = 1_000_000
 """More hits than there can be: a lookup shows all passages."""
 
@@ -37,6 +39,8 @@ class Recorder:
     """Writes of the history, by identity, that are not to be in it."""
     _repeated: dict[int, list[Write]] = field(default_factory=lambda: defaultdict(list))
     """By identity of a write, repetitions of it that became versions of their own."""
+    _sighted: dict[tuple[str, bytes], set[Version]] = field(default_factory=lambda: defaultdict(set))
+    """(document, content) to the versions in which it was seen."""
     rows_acked: int = 0
     writes_acked: int = 0
     quorum_searches: int = 0
@@ -82,6 +86,7 @@ class Recorder:
         for hit in hits:
             passage = _hit(hit.passage)
             found.append(passage)
+            self._see(passage)
             if hit.score != (expected := self.corpus.score(query, passage.content)):
                 self.problems.append(f"{passage.document_id}: score {hit.score!r}, computed {expected!r}")
         self.history.searches.append(Search(level, session, query, k, invoked_us, now_us(), tuple(found)))
@@ -94,26 +99,40 @@ class Recorder:
         hits = sorted(
             map(_hit, passages), key=lambda hit: self.corpus.rank(0, hit.document_id, hit.ordinal, hit.content)
         )
+        for hit in hits:
+            self._see(hit)
         search = Search(level, session, 0, EVERYTHING, invoked_us, now_us(), tuple(hits), document_id)
         self.history.searches.append(search)
 
-    def settle(
-        self, keyed: Mapping[tuple[str, str], frozenset[Version]], stored: Iterable[tuple[str, bytes, Version]]
-    ) -> None:
+    def sighted(self, stored: Iterable[Stored]) -> None:
+        """Passages that some replica has, superseded ones included."""
+        for document_id, content, version in stored:
+            self._sighted[document_id, content].add(version)
+
+    def settle(self, keyed: Mapping[tuple[str, str], frozenset[Version]], stored: Iterable[Stored]) -> None:
         """Give versions to writes whose attempts nobody answered.
 
-        `keyed`: (document, key) to the versions that replicas have of that write. `stored`: (document, content,
-        version) of every passage they have. What is in neither was never applied anywhere and stays without.
+        `keyed`: (document, key) to the versions that replicas have of that write. `stored`: the passages they have.
+        A content is that of one write, which has one version unless it was repeated under a key. What was seen
+        nowhere, neither on a disk during the run nor in an answer, stays without.
         """
+        self.sighted(stored)
         self.history.writes = [write for write in self.history.writes if id(write) not in self._refused]
-        self.keys = [(key, write) for key, write in self.keys if id(write) not in self._refused]
-        by_content = {(document_id, content): version for document_id, content, version in stored}
         for key, write in self.keys:
-            for version in sorted(keyed.get((write.document_id, key), frozenset())):
-                self.told(write, ClientVersion(version.hlc, version.source))
+            if id(write) not in self._refused:
+                found = keyed.get((write.document_id, key), frozenset()) | self._versions_of(write)
+                for version in sorted(found):
+                    self.told(write, ClientVersion(version.hlc, version.source))
         for write in self.history.writes:
-            if write.version is None and write.contents:
-                write.version = by_content.get((write.document_id, write.contents[0]))
+            if write.version is None:
+                write.version = min(self._versions_of(write), default=None)
+
+    def _see(self, hit: Hit) -> None:
+        self._sighted[hit.document_id, hit.content].add(hit.version)
+
+    def _versions_of(self, write: Write) -> frozenset[Version]:
+        seen = (self._sighted.get((write.document_id, content), ()) for content in write.contents)
+        return frozenset().union(*seen)
 
 
 def _hit(passage: Passage) -> Hit:

@@ -13,6 +13,7 @@ from pathlib import Path
 from tests.chaos.actions import possible
 from tests.chaos.clients import CLIENTS, ChaosClient
 from tests.chaos.corpus import Corpus
+from tests.chaos.disk_watch import DiskWatch
 from tests.chaos.final_state import read_disks
 from tests.chaos.nemesis import CONVERGED_WITHIN_S, GIVEN_UP_AFTER_S, Healed, disturb
 from tests.chaos.net_mesh import NetMesh
@@ -48,6 +49,7 @@ async def run(directory: Path, seed: int, minutes: float, volume: float) -> Outc
     sound = False
     mesh = NetMesh(directory, seed, minutes)
     recorder, situation, calls = Recorder(Corpus(seed)), Situation(), Calls()
+    watch = DiskWatch(mesh.config.data_dir / "nodes", recorder, mesh.config.shard.superseded_keep_ms)
     observer = Observer(mesh, recorder.history, mesh.config.shard.clock_skew_ms_max + SKEW_SLACK_MS)
     try:
         await mesh.start()
@@ -56,7 +58,7 @@ async def run(directory: Path, seed: int, minutes: float, volume: float) -> Outc
             for session in range(CLIENTS)
         ]
         within_s = CONVERGED_WITHIN_S if volume >= 1 else GIVEN_UP_AFTER_S
-        healed = await _under_traffic(mesh, clients, observer, situation, seed, minutes, within_s)
+        healed = await _under_traffic(mesh, clients, observer, watch, situation, seed, minutes, within_s)
         await observer.close()
         killed = await mesh.stop()
         outcome = _judge(mesh, recorder, calls, healed, minutes, volume)
@@ -73,13 +75,14 @@ async def _under_traffic(
     mesh: NetMesh,
     clients: Sequence[ChaosClient],
     observer: Observer,
+    watch: DiskWatch,
     situation: Situation,
     seed: int,
     minutes: float,
     within_s: float,
 ) -> Healed:
     hold_s_max = SHORT_RUN_HOLD_S if minutes < SHORT_RUN_MINUTES else float("inf")
-    async with _beside(*(client.run() for client in clients), observer.run()) as failed:
+    async with _beside(*(client.run() for client in clients), observer.run(), watch.run()) as failed:
         until_s = time.monotonic() + 60 * minutes
         plan = episodes(seed, possible(), hold_s_max)
         nemesis = asyncio.create_task(disturb(mesh, plan, situation, observer, clients, until_s, within_s))

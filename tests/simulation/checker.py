@@ -170,9 +170,9 @@ def _of_version(writes: Sequence[Write], version: Version) -> Write | None:
 
 def _may_be_absent(search: Search, writes: Sequence[Write], floor: Version, cutoff: Key | None, order: Rank) -> bool:
     """Whether some version the search was allowed to show has no passage among the best k."""
-    for write in reversed(writes):
-        if write.version is None or write.version < floor:
-            break
+    oldest = bisect_left(writes, floor, key=lambda write: write.version or Version.ZERO)
+    for index in range(oldest, len(writes)):  # the oldest first: it is the likeliest, and a long run has many newer
+        write = writes[index]
         if write.invoked_us < search.returned_us and not _expected(search, write, cutoff, order):
             return True
     return False

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
+from ostraka.results import Passage
 from ostraka.results import Version as ClientVersion
+from ostraka.v1 import passage_pb2
 from services.quorum.clock import Version
+from services.shard import schema
+from services.shard.engine import DATABASE_FILE
+from services.shard.store import Database
 from tests.chaos.actions import ACTIONS
 from tests.chaos.corpus import VECTORS, Corpus, text_of, vector_of
+from tests.chaos.disk_watch import DiskWatch
 from tests.chaos.recorder import Recorder
 from tests.chaos.schedule import Episode, episodes
 from tests.chaos.situation import HEALING, NOTHING, ONE_VOTER_DOWN, OTHER, Calls, Situation
@@ -82,6 +89,60 @@ def test_writes_that_nobody_answered_get_the_versions_that_disks_have() -> None:
     deleted = recorder.begin("d", (), 1, "1.3")
     recorder.settle({("d", "1.3"): frozenset({Version(30, 1)})}, [("d", content("1.1/0"), Version(10, 1))])
     assert (lost.version, never.version, deleted.version) == (Version(10, 1), None, Version(30, 1))
+
+
+def test_a_version_that_the_disks_have_lost_again_is_known_from_a_look_or_from_an_answer() -> None:
+    recorder = Recorder(Corpus(1))
+    looked, answered = (recorder.begin("d", (content(name), content(f"{name}+")), 1, "") for name in ("1.1/0", "1.2/0"))
+    repeated = recorder.begin("d", (content("1.3/0"),), 1, "key")
+    recorder.sighted([("d", content("1.1/0+"), Version(10, 1)), ("d", content("1.3/0"), Version(30, 1))])
+    text = content("1.2/0+").decode()
+    passage = Passage("d#1", "d", 1, "", text, "", 0, len(text), {}, b"", ClientVersion(20, 1), False, None)
+    recorder.looked_up(Level.QUORUM, 1, "d", 0, [passage])
+    recorder.settle({("d", "key"): frozenset({Version(40, 2)})}, [])
+    assert (looked.version, answered.version) == (Version(10, 1), Version(20, 1))
+    assert {each.version for each in recorder.history.writes if each.contents == repeated.contents} == {
+        Version(30, 1),
+        Version(40, 2),
+    }
+
+
+def test_a_write_without_a_key_has_one_version() -> None:
+    recorder = Recorder(Corpus(1))
+    recorder.begin("d", (content("1.1/0"),), 1, "")
+    recorder.sighted([("d", content("1.1/0"), Version(10, 1)), ("d", content("1.1/0"), Version(20, 1))])
+    recorder.settle({}, [])
+    hit = Hit("d", 0, Version(20, 1), content("1.1/0"))
+    recorder.history.searches.append(Search(Level.QUORUM, 1, 0, 10, 100, 200, (hit,)))
+    assert "C5" in [violation.check for violation in check(recorder.history, recorder.corpus.rank)]
+
+
+def test_a_look_finds_what_is_new_in_any_database(tmp_path: Path) -> None:
+    directory = tmp_path / "node-a" / "0a"
+    directory.mkdir(parents=True)
+    watch = DiskWatch(tmp_path, Recorder(Corpus(1)), 1_000)
+    (directory / DATABASE_FILE).write_text("lost")
+    assert watch.look() == []
+    (directory / DATABASE_FILE).unlink()
+    database = Database(directory / DATABASE_FILE, writable=True)
+    for table in schema.TABLES:
+        database.rows(table)
+
+    def put(version: Version, text: str) -> None:
+        payload = passage_pb2.Passage(text=text).SerializeToString()
+        row = ("d", schema.to_sql(version.hlc), schema.to_sql(version.source), payload)
+        insert = (
+            "INSERT INTO passages (document, ordinal, hlc, src, vec, payload, sum) VALUES (?, 0, ?, ?, x'', ?, x'')"
+        )
+        database.rows(insert, row)
+
+    put(Version(10, 1), "first")
+    assert watch.look() == [("d", b"first", Version(10, 1))]
+    database.rows("DELETE FROM passages")
+    put(Version(20, 1), "second")
+    assert watch.look() == [("d", b"second", Version(20, 1))]
+    assert watch.look() == []
+    database.close()
 
 
 def test_a_repetition_with_a_version_of_its_own_is_a_second_write() -> None:

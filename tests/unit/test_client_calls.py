@@ -326,6 +326,30 @@ async def test_status_says_whether_replicas_agree(tmp_path: Path) -> None:
     assert equal.replicas("docs", 0)[0].batches_applied == 4
 
 
+async def test_status_tells_learners_from_voters(tmp_path: Path) -> None:
+    def node(name: str, last: int, *, learner: bool) -> router_pb2.NodeView:
+        applied = passage_pb2.GtidSet(sources=[passage_pb2.SourceIntervals(source=1, bounds=[1, last])])
+        replica = shard_pb2.ReplicaState(
+            collection="docs", shard=0, replica=name, applied=applied, learner=learner, epoch=5, frozen=learner
+        )
+        return router_pb2.NodeView(node=name, reachable=True, status=shard_pb2.NodeStatusResponse(replicas=[replica]))
+
+    async def status(_request: Any, _context: Any) -> router_pb2.StatusResponse:
+        return router_pb2.StatusResponse(
+            nodes=[node("n1", 4, learner=False), node("n2", last, learner=True)],
+            collections=[router_pb2.CollectionView(collection="docs", shards=1, replicas=1)],
+        )
+
+    async with talking_to(tmp_path, Status=status) as client:
+        last = 3
+        behind = await client.status()
+        last = 4
+        equal = await client.status()
+    assert (behind.converged("docs"), equal.converged("docs")) == (False, True)
+    told = [(replica.learner, replica.epoch, replica.frozen) for replica in equal.replicas("docs", 0)]
+    assert told == [(False, 5, False), (True, 5, True)]
+
+
 async def test_a_router_that_is_down_is_passed_over(tmp_path: Path) -> None:
     async def status(_request: Any, _context: Any) -> router_pb2.StatusResponse:
         return router_pb2.StatusResponse(version="1")
