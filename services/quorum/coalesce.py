@@ -7,7 +7,7 @@ delays nobody, since a round needs only R of its voters.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 Ticket = TypeVar("Ticket", bound=Hashable)
@@ -41,6 +41,13 @@ class Coalescer(Generic[Ticket]):
         if self._flight is not None:
             self._flight.update(self._waiting)
             self._waiting = {}
+
+    def take(self, arrived: Callable[[Ticket], bool]) -> tuple[Ticket, ...]:
+        """Those that another answer of the node serves: it was asked for after they had `arrived`."""
+        served = tuple(ticket for ticket in (*(self._flight or ()), *self._waiting) if arrived(ticket))
+        for ticket in served:
+            self.forget(ticket)
+        return served
 
     def forget(self, ticket: Ticket) -> None:
         """An operation ended without this node's answer."""

@@ -51,7 +51,7 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
     clock, reader, book, pace = SYSTEM_CLOCK, SetReader(), NodeBook(links.names), HedgePace()
     rounds = SummaryRounds(links, book, reader, clock, 2 * config.router.calls_inflight_max, pace)
     tools = ReadTools(rounds, book, HedgeBudget(), pace, config.router, clock, membership)
-    legs = SearchLegs(links, reader, config.router.search_wait_ms)
+    legs = SearchLegs(links, reader, config.router.search_wait_ms, rounds)
     embedder = Embedder(config, embed_channels)
     retrieval = Retrieval(tools, legs)
     # A boot id of 0 would read as "no source" on the wire.

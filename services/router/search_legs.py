@@ -19,6 +19,7 @@ from services.router.catalogue import Collection
 from services.router.node_links import NodeLinks, trace_metadata
 from services.router.read_types import LegReply, LegRequest
 from services.router.search_mode import Ranking
+from services.router.summary_rounds import SummaryRounds
 from services.router.wire import SetReader, set_to_proto, status_from_proto
 from services.runtime.errors import MeshError, from_rpc_error
 
@@ -84,8 +85,9 @@ class _Lane:
 class SearchLegs:
     """Every Search call of this coordinator."""
 
-    def __init__(self, links: NodeLinks, reader: SetReader, search_wait_ms: int) -> None:
-        self._links, self._reader, self._search_wait_ms = links, reader, search_wait_ms
+    def __init__(self, links: NodeLinks, reader: SetReader, search_wait_ms: int, rounds: SummaryRounds) -> None:
+        """`rounds`: are told what every answer says of its replicas."""
+        self._links, self._reader, self._search_wait_ms, self._rounds = links, reader, search_wait_ms, rounds
         self._lanes: dict[_Key, _Lane] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.sent = 0
@@ -155,13 +157,14 @@ class SearchLegs:
         first = batch[0]
         message = _message(batch, self._search_wait_ms)
         traceparent = next(iter(first.request.traceparents.values()), "")
+        arrivals = self._rounds.arrivals()
         try:
             reply = await self._links[first.request.node].search(
                 message.SerializeToString(),
                 timeout=max(waiting.request.timeout_s for waiting in batch),
                 metadata=trace_metadata(traceparent),
             )
-            self._deliver(batch, reply)
+            self._deliver(batch, reply, arrivals)
         except grpc.aio.AioRpcError as error:
             _fail(batch, from_rpc_error(error))
         except MeshError as error:
@@ -173,7 +176,7 @@ class SearchLegs:
             for waiting in batch:
                 waiting.future.cancel()
 
-    def _deliver(self, batch: Sequence[_Waiting], reply: shard_pb2.SearchShardsResponse) -> None:
+    def _deliver(self, batch: Sequence[_Waiting], reply: shard_pb2.SearchShardsResponse, arrivals: int) -> None:
         total = sum(len(waiting.questions.queries) for waiting in batch)
         summaries = {
             result.shard: Summary(
@@ -185,6 +188,8 @@ class SearchLegs:
             )
             for result in reply.shards
         }
+        first = batch[0]
+        self._rounds.overheard(first.questions.collection.name, first.request.node, arrivals, summaries)
         start = 0
         for waiting in batch:
             end = start + len(waiting.questions.queries)

@@ -9,7 +9,7 @@ a search costs. A write waits for its summary alone and ends the rest.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import grpc
@@ -19,6 +19,7 @@ from observability import names, spans
 from ostraka.v1 import shard_pb2
 from services.quorum.coalesce import Coalescer
 from services.quorum.replica import Summary
+from services.quorum.status import ReplicaStatus
 from services.router.catalogue import Collection
 from services.router.node_choice import HedgePace, NodeBook
 from services.router.node_links import NodeLinks, trace_metadata
@@ -30,10 +31,10 @@ from services.runtime.errors import MeshError, ResourceExhausted, from_rpc_error
 SUMMARY_TIMEOUT_S = 1.0
 # A node that refused a connection is not asked again for this long; it counts as silent meanwhile. Otherwise
 # every operation would pay for a call to a node that is known to be dead.
-REST_S = 0.03
+REFUSED_S = 0.03
 # A rest is this share of what a search leg takes, and never longer than the second.
-PAUSE_SHARE = 0.25
-PAUSE_S_MAX = 0.02
+PAUSE_SHARE = 0.5
+PAUSE_S_MAX = 0.05
 
 Told = dict[int, Summary]
 Listener = Callable[[str, Told | None], None]
@@ -48,6 +49,8 @@ class Ticket:
     parent: Span
     lanes: Sequence[_Lane]
     rounds: SummaryRounds
+    number: int
+    """Of its arrival."""
     active: bool = True
 
     def leave(self) -> None:
@@ -63,6 +66,7 @@ class _Lane:
     node: str
     request: shard_pb2.SummaryRequest
     coalescer: Coalescer[Ticket] = field(default_factory=Coalescer)
+    refused_until_s: float = 0.0
     rests_until_s: float = 0.0
     pause: asyncio.TimerHandle | None = None
     """Until the next call is sent, for those who wait already."""
@@ -77,6 +81,7 @@ class SummaryRounds:
         self._links, self._book, self._reader, self._clock, self._pace = links, book, reader, clock, pace
         self._waiters_max = waiters_max
         self._waiters = 0
+        self._arrivals = 0
         self._lanes: dict[str, Sequence[_Lane]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -101,12 +106,35 @@ class SummaryRounds:
             # Whoever began by older members keeps to them, alone; the others meet in the lanes of the newest.
             if found is None or not found[0].collection.newer_than(collection):
                 self._lanes[collection.name] = lanes
-        ticket = Ticket(listener, parent, lanes, self)
+        self._arrivals += 1
+        ticket = Ticket(listener, parent, lanes, self, self._arrivals)
         self._waiters += 1
         for lane in lanes:
-            if lane.coalescer.arrive(ticket) or (urgent and lane.pause is not None):
+            if lane.coalescer.arrive(ticket):
+                self._send_after_rest(lane, 0.0 if urgent else lane.rests_until_s)
+            elif urgent and lane.pause is not None:
                 self._send(lane)
         return ticket
+
+    def arrivals(self) -> int:
+        """How many operations have arrived: what is sent now tells all of them what they need to know."""
+        return self._arrivals
+
+    def overheard(self, collection: str, node: str, arrivals: int, told: Told) -> None:
+        """A node's voters told of themselves in answer to something else, sent when so many had `arrived`.
+
+        It counts as a Summary if it names every voter on the node, active in the epoch that the summary would ask for.
+        """
+        lane = next((lane for lane in self._lanes.get(collection, ()) if lane.node == node), None)
+        if lane is None or not _covers(lane, told):
+            return
+        served = lane.coalescer.take(lambda ticket: ticket.number <= arrivals)
+        if lane.pause is not None and not lane.coalescer.in_flight():
+            _, again = lane.coalescer.landed()
+            if not again:
+                _end_pause(lane)
+        self._rest(lane)
+        self._tell(lane, served, told)
 
     def left(self, ticket: Ticket) -> None:
         """A ticket was given back; called by it, once."""
@@ -124,6 +152,17 @@ class SummaryRounds:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def _send_after_rest(self, lane: _Lane, until_s: float) -> None:
+        left_s = until_s - self._clock.monotonic_s()
+        if left_s <= 0:
+            self._send(lane)
+        else:
+            lane.pause = asyncio.get_running_loop().call_later(left_s, self._send, lane)
+
+    def _rest(self, lane: _Lane) -> None:
+        pause_s = min(PAUSE_SHARE * self._pace.smoothed_s, PAUSE_S_MAX)
+        lane.rests_until_s = self._clock.monotonic_s() + pause_s
+
     def _send(self, lane: _Lane) -> None:
         _end_pause(lane)
         lane.coalescer.board()
@@ -134,7 +173,7 @@ class SummaryRounds:
                 return
         if self._closed:
             return
-        if self._clock.monotonic_s() < lane.rests_until_s:
+        if self._clock.monotonic_s() < lane.refused_until_s:
             asyncio.get_running_loop().call_soon(self._land, lane, None)
             return
         self.sent += 1
@@ -168,7 +207,7 @@ class SummaryRounds:
             now_s = self._clock.monotonic_s()
             self._book.silent(lane.node, now_s)
             if error.code() is grpc.StatusCode.UNAVAILABLE:
-                lane.rests_until_s = now_s + REST_S
+                lane.refused_until_s = now_s + REFUSED_S
             outcome = names.OUTCOME_ERROR
             spans.record_error(span, from_rpc_error(error))
         except MeshError as error:
@@ -182,9 +221,12 @@ class SummaryRounds:
     def _land(self, lane: _Lane, told: Told | None) -> None:
         """Tell those the call served, and send the next for those that came meanwhile."""
         served, again = lane.coalescer.landed()
+        self._rest(lane)
         if again:
-            pause_s = min(PAUSE_SHARE * self._pace.smoothed_s, PAUSE_S_MAX)
-            lane.pause = asyncio.get_running_loop().call_later(pause_s, self._send, lane)
+            self._send_after_rest(lane, lane.rests_until_s)
+        self._tell(lane, served, told)
+
+    def _tell(self, lane: _Lane, served: Iterable[Ticket], told: Told | None) -> None:
         for ticket in served:
             if ticket.active:
                 ticket.listener(lane.node, told)
@@ -194,6 +236,20 @@ def _end_pause(lane: _Lane) -> None:
     if lane.pause is not None:
         lane.pause.cancel()
         lane.pause = None
+
+
+def _covers(lane: _Lane, told: Told) -> bool:
+    """Whether this is what the lane's Summary would say, were it sent and answered by active voters."""
+    for shard in lane.request.shards:
+        summary = told.get(shard)
+        if (
+            summary is None
+            or summary.status is not ReplicaStatus.OK
+            or summary.replica_id != lane.collection.replica_of[shard, lane.node]
+            or summary.epoch != lane.collection.members[shard].epoch
+        ):
+            return False
+    return True
 
 
 def _lanes(collection: Collection) -> Sequence[_Lane]:

@@ -77,7 +77,7 @@ class LevelRouter:
         self.store = FileRecordStore(config)
         self.membership = Membership(catalogue, self.store)
         tools = ReadTools(self.rounds, self.book, HedgeBudget(), pace, config.router, SYSTEM_CLOCK, self.membership)
-        self.legs = SearchLegs(self.links, reader, config.router.search_wait_ms)
+        self.legs = SearchLegs(self.links, reader, config.router.search_wait_ms, self.rounds)
         self.writing = Writing(config, self.links, self.book, self.rounds, self.membership, SYSTEM_CLOCK, source)
         self.nowhere = ChannelPool(config, ("127.0.0.1:1",), server_role=Role.EMBED, identity="router")
         embedder, retrieval = Embedder(config, self.nowhere), Retrieval(tools, self.legs)

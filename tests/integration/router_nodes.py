@@ -281,7 +281,7 @@ class SimulatedMesh:
         self.tools = ReadTools(
             self.rounds, self.book, HedgeBudget(), self.pace, self.config.router, SYSTEM_CLOCK, self.membership
         )
-        self.legs = SearchLegs(self.links, self.reader, self.config.router.search_wait_ms)
+        self.legs = SearchLegs(self.links, self.reader, self.config.router.search_wait_ms, self.rounds)
         self.writing = Writing(self.config, self.links, self.book, self.rounds, self.membership, SYSTEM_CLOCK, SOURCE)
 
     async def close(self) -> None:

@@ -42,6 +42,17 @@ def test_who_comes_before_the_next_request_is_sent_rides_along() -> None:
     assert lane.landed() == (("b", "c"), True)
 
 
+def test_another_answer_serves_whom_it_was_asked_for_after() -> None:
+    lane: Coalescer[int] = Coalescer()
+    lane.arrive(1)
+    lane.arrive(2)
+    lane.arrive(3)
+    assert lane.take(lambda number: number <= 2) == (1, 2)
+    assert lane.in_flight() == ()
+    assert lane.landed() == ((), True)
+    assert lane.landed() == ((3,), False)
+
+
 @given(st.lists(st.sampled_from(["arrive", "land", "send", "forget"]), max_size=60))
 def test_nobody_is_served_by_an_older_request_or_left_waiting(steps: list[str]) -> None:
     """A request that is due after a landing is sent at any time after it."""
