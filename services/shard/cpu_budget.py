@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from services.runtime.clock import SYSTEM_CLOCK, thread_cpu_s
 
-BURST_S = 0.005
+BURST_S = 0.002
 """CPU seconds that may be used at once: a longer burst would be felt by searches."""
 GIVE_WAY_S = 0.03
 """Longest wait for others at one pause: they finish, but a replica that always writes still builds."""
