@@ -11,18 +11,20 @@ import grpc
 import pytest
 from opentelemetry.trace import INVALID_SPAN
 
+from ostraka.cli.mesh_file import free_ports
 from ostraka.v1 import shard_pb2
 from services.quorum.gtid import GtidSet
 from services.quorum.replica import Summary
 from services.quorum.status import ReplicaStatus
 from services.router.catalogue import Catalogue, Collection
 from services.router.node_choice import HedgePace, NodeBook
-from services.router.node_links import NodeLink, NodeLinks
+from services.router.node_links import NodeLinks
 from services.router.summary_rounds import SummaryRounds, Ticket, Told
 from services.router.wire import SetReader
 from services.runtime import topology_file
 from services.runtime.clock import SYSTEM_CLOCK
 from services.runtime.config import parse
+from services.runtime.tls import dev_certificates, server_credentials
 
 NODES = ("n0", "n1", "n2")
 
@@ -88,28 +90,29 @@ class Stage:
 @pytest.fixture
 async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
     nodes = {name: HeldNode() for name in NODES}
-    links, servers = {}, []
+    ports = free_ports(NODES)
+    rows = {name: {"address": f"127.0.0.1:{ports[name]}"} for name in NODES}
+    config = parse({"nodes": rows, "collections": {"docs": {"shards": 2, "replicas": 3}}}, tmp_path / "mesh.toml", {})
+    dev_certificates(config)
+    servers = []
     for name, node in nodes.items():
         server = grpc.aio.server()
         server.add_generic_rpc_handlers((node.handler(),))
-        address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        server.add_secure_port(config.nodes[name].address, server_credentials(config.certs_dir, name))
         await server.start()
         servers.append(server)
-        links[name] = NodeLink(name, address, grpc.aio.insecure_channel(address))
-    rows = {name: {"address": links[name].address} for name in NODES}
-    config = parse({"nodes": rows, "collections": {"docs": {"shards": 2, "replicas": 3}}}, tmp_path / "mesh.toml", {})
+    links = NodeLinks.open(config, "router")
     topology_file.bootstrap(config)
     collection = Catalogue.of(config, topology_file.load(config)).get("docs")
     pace = HedgePace()
     for _ in range(100):
         pace.observe(10.0)  # legs take long, so summaries rest as long as they may
-    rounds = SummaryRounds(NodeLinks(links), NodeBook(NODES), SetReader(), SYSTEM_CLOCK, 64, pace)
+    rounds = SummaryRounds(links, NodeBook(NODES), SetReader(), SYSTEM_CLOCK, 64, pace)
     yield Stage(collection, rounds, nodes)
     for node in nodes.values():
         node.let_go.set()
     await rounds.close()
-    for link in links.values():
-        await link.channel.close()
+    await links.close()
     for server in servers:
         await server.stop(None)
 
