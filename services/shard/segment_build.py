@@ -22,8 +22,8 @@ from services.shard.segment import FLAT, Manifest
 
 ADD_ROWS = 128
 """Rows encoded between two pauses. Of 8,192 it was 60 to 190 ms with 384 dimensions on one of the cores
-that search, and of 512 p99 beside writes was 2.5 times idle, of 128 1.8 times. Codes are the same; in pieces of 256
-they cost half as much again as in whole, which lengthens builds, not searches."""
+that search. Codes are the same; in pieces of 256 they cost half as much again as in whole, which lengthens builds, not
+searches."""
 TRAIN_ROWS_MAX = 65_536
 
 Reader = Callable[[NDArray[np.int64]], NDArray[np.float16]]
